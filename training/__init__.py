@@ -1,0 +1,1 @@
+"""Training for napari-msamil: from slides to a checkpoint."""
