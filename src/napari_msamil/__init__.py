@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from napari_msamil.slide import open_slide
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "classify", "find_lesion", "load_checkpoint", "make_grid", "open_slide"]
+__all__ = [
+    "__version__",
+    "classify",
+    "find_lesion",
+    "load_checkpoint",
+    "make_grid",
+    "open_slide",
+]
 
 _HOMES = {
     "open_slide": "napari_msamil.slide",

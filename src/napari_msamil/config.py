@@ -126,7 +126,9 @@ class PatchSpec(Spec):
             raise ValueError("scale names must differ")
         sizes = [s.size_um for s in self.scales]
         if sizes != sorted(sizes):
-            raise ValueError("scales go from the smallest patch to the largest (20x, 10x, 5x)")
+            raise ValueError(
+                "scales go from the smallest patch to the largest (20x, 10x, 5x)"
+            )
         return self
 
 
@@ -266,7 +268,13 @@ def small_config(name: str, classes: tuple[str, ...]) -> ModelConfig:
         name=name,
         classes=classes,
         patches=PatchSpec(scales=scales),
-        encoder=EncoderSpec(backbone="lcnet_050", dim=dim, layers=1, heads=4, ffn=256, grid=8),
-        aggregator=AggregatorSpec(in_dim=dim, args={"heads": 4, "rank": 16, "mlp_dim": 256}),
-        segmenter=SegmenterSpec(encoder="tu-lcnet_050", decoder_channels=(64, 48, 32, 24, 16)),
+        encoder=EncoderSpec(
+            backbone="lcnet_050", dim=dim, layers=1, heads=4, ffn=256, grid=8
+        ),
+        aggregator=AggregatorSpec(
+            in_dim=dim, args={"heads": 4, "rank": 16, "mlp_dim": 256}
+        ),
+        segmenter=SegmenterSpec(
+            encoder="tu-lcnet_050", decoder_channels=(64, 48, 32, 24, 16)
+        ),
     )

@@ -65,15 +65,23 @@ def choose_runtime(
         device = _best_device()
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"There is no device {device!r}. Use auto, cpu, cuda, cuda:N or mps.")
+        raise ConfigError(
+            f"There is no device {device!r}. Use auto, cpu, cuda, cuda:N or mps."
+        )
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"The device {device!r} was asked for, but torch finds no CUDA device. Use cpu.")
+        raise ConfigError(
+            f"The device {device!r} was asked for, but torch finds no CUDA device. Use cpu."
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("The device mps was asked for, but torch finds none. Use cpu.")
+        raise ConfigError(
+            "The device mps was asked for, but torch finds none. Use cpu."
+        )
     try:
         wanted = Precision(precision)
     except ValueError as error:
-        raise ConfigError(f"There is no precision {precision!r}. Use auto, fp32, bf16 or fp16.") from error
+        raise ConfigError(
+            f"There is no precision {precision!r}. Use auto, fp32, bf16 or fp16."
+        ) from error
     if wanted is Precision.AUTO:
         wanted = _best_precision(kind)
     if wanted is Precision.FP16 and kind == "cpu":
@@ -93,8 +101,16 @@ def _best_precision(kind: str) -> Precision:
     import torch
 
     if kind == "cuda":
-        return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
+        return (
+            Precision.BF16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else Precision.FP16
+        )
     if kind == "cpu":
         has = torch.cpu.get_capabilities()
-        return Precision.BF16 if has.get("avx512_bf16") or has.get("amx_bf16") else Precision.FP32
+        return (
+            Precision.BF16
+            if has.get("avx512_bf16") or has.get("amx_bf16")
+            else Precision.FP32
+        )
     return Precision.FP32

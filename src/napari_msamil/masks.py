@@ -45,7 +45,9 @@ class SlideMask:
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_ or 0 in self.mask.shape:
-            raise MaskError(f"A mask is a non-empty boolean image, not {self.mask.dtype} {self.mask.shape}.")
+            raise MaskError(
+                f"A mask is a non-empty boolean image, not {self.mask.dtype} {self.mask.shape}."
+            )
 
     @property
     def downsample_xy(self) -> tuple[float, float]:
