@@ -39,3 +39,8 @@ class PatchGrid:
 
     def __len__(self) -> int:
         return len(self.coords_xy0)
+
+    @property
+    def step_px0(self) -> tuple[int, ...]:
+        """Step between neighbouring patches of each scale in level-0 pixels."""
+        return tuple(max(1, round(size * self.spec.stride)) for size in self.size_px0)
