@@ -1,0 +1,365 @@
+"""One training loop for all verbs, top to bottom: visit, backward, step, validate, save, stop.
+
+The order of visits and every draw inside a visit depend only on (seed, epoch, position), never on threads or on
+what was run before; the dropout masks depend on torch's generator, whose state is saved. So a run that was killed
+and resumed takes the same steps as one that was not, bit for bit on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from napari_msamil.errors import MsamilError
+
+from .state import BEST, LAST, load_state, rng_state, save_state, set_rng_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from .config import LoopSpec
+    from .log import RunLog
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One visit of one training item.
+
+    Attributes:
+        item: Index of the item.
+        epoch, position: When; together with the seed they determine every draw.
+        weight: What the loss is multiplied with before backward (accumulation, class weight).
+    """
+
+    item: int
+    epoch: int
+    position: int
+    weight: float
+
+    def rng(self, seed: int) -> np.random.Generator:
+        """The generator of this visit, the same whenever the visit is repeated."""
+        return np.random.default_rng([seed, self.epoch, self.position, 7919])
+
+
+class Task(Protocol):
+    """What a verb gives to the loop."""
+
+    kind: str
+    network: nn.Module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for AdamW, each with `params`, `lr` and `name`."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Names of the training items, for messages."""
+        ...
+
+    def labels(self) -> Sequence[int]:
+        """Class index of each training item."""
+        ...
+
+    def start_epoch(self, epoch: int, visits: Sequence[Visit]) -> None:
+        """Called before each epoch with its visits that are still to be done (for reading ahead)."""
+        ...
+
+    def backward(self, visit: Visit) -> float | None:
+        """Forward and backward of one visit; returns the unweighted loss, or None if the item was skipped."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation items; empty where there are none."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """Plain data stored in every state: the configuration that `publish` needs."""
+        ...
+
+
+@dataclass
+class Position:
+    """Where a run stands; saved with the state."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    stale: int = 0
+    seconds: float = 0.0
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        epochs: Epochs done.
+        best: Best monitored figure (the sign is the figure's own).
+        best_epoch: Epoch it was reached in, -1 where nothing was validated.
+        reason: `finished`, `early` or `stopped` (by a signal).
+        skipped: Items that could not be read.
+        seconds: Time spent, earlier parts of a resumed run included.
+    """
+
+    epochs: int
+    best: float
+    best_epoch: int
+    reason: str
+    skipped: tuple[str, ...]
+    seconds: float
+
+
+def fit(
+    task: Task, spec: LoopSpec, folder: Path, log: RunLog, *, resume: bool = False
+) -> FitResult:
+    """Train until the end, early stopping, or a signal.
+
+    Args:
+        task: What one step is.
+        spec: How long and how fast.
+        folder: Gets `state.pt` after each epoch and `best.pt` at each improvement.
+        log: Where figures go.
+        resume: Go on from `state.pt` in the folder.
+
+    Raises:
+        MsamilError: The loss is not a number; the message names the item.
+    """
+    run = _Run(task, spec, folder, log)
+    if resume and (folder / LAST).is_file():
+        run.load()
+    with stop_on_signal() as stopped:
+        return run.go(stopped)
+
+
+class _Run:
+    """The loop with its optimiser and schedule."""
+
+    def __init__(self, task: Task, spec: LoopSpec, folder: Path, log: RunLog) -> None:
+        self.task, self.spec, self.folder, self.log = task, spec, folder, log
+        self.groups = task.parameter_groups()
+        self.optimizer = torch.optim.AdamW(
+            self.groups, weight_decay=spec.weight_decay, foreach=True
+        )
+        self.base_lr = [float(g["lr"]) for g in self.groups]
+        self.at = Position()
+        self.saved_at = self.started = time.monotonic()
+        labels = np.asarray(task.labels())
+        self.weights = class_weights(labels) if spec.balance == "weights" else None
+        self.total_steps = spec.epochs * math.ceil(len(labels) / spec.accumulate)
+
+    def go(self, stopped: list[int]) -> FitResult:
+        reason = "finished"
+        while self.at.epoch < self.spec.epochs:
+            if not self._epoch(stopped):
+                reason = "stopped"
+                break
+            if self._validate_and_save():
+                reason = "early"
+                break
+        self.log.event("end", reason=reason, epoch=self.at.epoch)
+        sign = -1.0 if self.spec.monitor == "val_loss" else 1.0
+        return FitResult(
+            self.at.epoch,
+            sign * self.at.best,
+            self.at.best_epoch,
+            reason,
+            tuple(self.at.skipped),
+            self._seconds(),
+        )
+
+    def _epoch(self, stopped: list[int]) -> bool:
+        """The rest of the current epoch; False if a signal stopped it (the state is saved)."""
+        self.task.network.train()
+        visits = epoch_visits(self.task.labels(), self.spec, self.at.epoch)
+        size = self.spec.accumulate
+        self.task.start_epoch(self.at.epoch, visits[self.at.position :])
+        for first in range(self.at.position, len(visits), size):
+            self._step(visits[first : first + size])
+            self.at.position = min(first + size, len(visits))
+            if stopped:
+                self.save()
+                self.log.note("Stopped by a signal; go on with --resume.")
+                return False
+            self._save_now_and_then()
+        self.at.epoch += 1
+        self.at.position = 0
+        return True
+
+    def _step(self, visits: Sequence[Visit]) -> None:
+        """One optimiser step over the visits of one accumulation window."""
+        lr_share = schedule(self.at.step, self.total_steps, self.spec)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * lr_share
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self._visit(visit) for visit in visits]
+        done = [loss for loss in losses if loss is not None]
+        norm = self._clip() if done else 0.0
+        if done:
+            self.optimizer.step()
+        self.at.step += 1
+        loss = float(np.mean(done)) if done else math.nan
+        self.log.scalars(
+            self.at.step,
+            loss=loss,
+            lr_share=lr_share,
+            grad_norm=norm,
+            epoch=self.at.epoch,
+        )
+        self.log.advance(loss=loss)
+
+    def _visit(self, visit: Visit) -> float | None:
+        name = self.task.names()[visit.item]
+        if self.weights is not None:
+            label = self.task.labels()[visit.item]
+            factor = visit.weight * float(self.weights[label])
+            visit = Visit(visit.item, visit.epoch, visit.position, factor)
+        loss = self.task.backward(visit)
+        if loss is None:
+            if name not in self.at.skipped:
+                self.at.skipped.append(name)
+                self.log.event("skipped", item=name)
+            return None
+        if not math.isfinite(loss):
+            self.log.event("not finite", item=name, loss=str(loss))
+            raise MsamilError(
+                f"The loss became {loss} on slide {name} (epoch {visit.epoch + 1}, step {self.at.step + 1}). "
+                "Look at that slide, lower the learning rates, or set clip_norm."
+            )
+        return loss
+
+    def _clip(self) -> float:
+        parameters = [p for group in self.groups for p in group["params"]]
+        bound = self.spec.clip_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+
+    def _validate_and_save(self) -> bool:
+        """Validate if it is time, save, and say whether to stop early."""
+        spec, epoch = self.spec, self.at.epoch
+        last = epoch == spec.epochs
+        if epoch % spec.validate_every == 0 or last:
+            self.task.network.eval()
+            figures = self.task.validate()
+            if figures:
+                self._judge(figures)
+        self.save()
+        enough = epoch >= spec.min_epochs
+        return bool(spec.patience and enough and self.at.stale >= spec.patience)
+
+    def _judge(self, figures: dict[str, float]) -> None:
+        self.log.scalars(self.at.step, **figures, epoch=self.at.epoch)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
+        self.log.note(f"epoch {self.at.epoch}: {shown}")
+        sign = -1.0 if self.spec.monitor == "val_loss" else 1.0
+        value = sign * figures[self.spec.monitor]
+        if value > self.at.best:
+            self.at.best, self.at.best_epoch = value, self.at.epoch
+            self.at.stale = 0
+            self.save(BEST, figures)
+        else:
+            self.at.stale += 1
+
+    def _save_now_and_then(self) -> None:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        if self.spec.save_minutes and minutes >= self.spec.save_minutes:
+            self.save()
+
+    def _seconds(self) -> float:
+        return self.at.seconds + time.monotonic() - self.started
+
+    def save(self, name: str = LAST, figures: dict[str, float] | None = None) -> None:
+        """Write the whole state under `name` in the run's folder."""
+        position = {**vars(self.at), "seconds": self._seconds()}
+        save_state(
+            self.folder / name,
+            self.task.kind,
+            {
+                "model": self.task.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "position": position,
+                "rng": rng_state(),
+                "metrics": figures or {},
+                "description": self.task.description(),
+            },
+        )
+        self.saved_at = time.monotonic()
+
+    def load(self) -> None:
+        """Go on from the folder's last state."""
+        state = load_state(self.folder / LAST, self.task.kind)
+        self.task.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.at = Position(**state["position"])
+        set_rng_state(state["rng"])
+        self.log.event("resume", epoch=self.at.epoch, step=self.at.step)
+
+
+def epoch_visits(labels: Sequence[int], spec: LoopSpec, epoch: int) -> list[Visit]:
+    """The visits of one epoch, in order: a permutation, or draws that even out the classes.
+
+    The weight of a visit is one over the number of visits of its accumulation window.
+    """
+    rng = np.random.default_rng([spec.seed, epoch])
+    count = len(labels)
+    if spec.balance == "sampler":
+        share = class_weights(np.asarray(labels))[np.asarray(labels)]
+        order = rng.choice(count, size=count, p=share / share.sum())
+    else:
+        order = rng.permutation(count)
+    windows = [
+        min(spec.accumulate, count - start)
+        for start in range(0, count, spec.accumulate)
+    ]
+    return [
+        Visit(int(item), epoch, place, 1.0 / windows[place // spec.accumulate])
+        for place, item in enumerate(order)
+    ]
+
+
+def class_weights(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Weight per class, inverse to its frequency, with mean one over the items."""
+    counts = np.bincount(labels)
+    weights = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 0.0)
+    return np.asarray(weights / (counts > 0).sum())
+
+
+def schedule(step: int, total: int, spec: LoopSpec) -> float:
+    """Share of the base learning rate at a step: linear warm-up, then half a cosine down to `final_lr`."""
+    rise = int(spec.warmup * total)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    along = (step - rise) / max(total - rise, 1)
+    return spec.final_lr + (1 - spec.final_lr) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that gets the signal's number when the process is asked to end; the loop then saves and leaves.
+
+    Only in the main thread; elsewhere the list stays empty.
+    """
+    received: list[int] = []
+    try:
+        old = {
+            name: signal.signal(name, lambda number, _frame: received.append(number))
+            for name in (signal.SIGTERM, signal.SIGINT)
+        }
+    except ValueError:
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)

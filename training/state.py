@@ -1,0 +1,110 @@
+"""The training state: everything needed to go on exactly where a run was stopped. The plugin never reads it.
+
+A state is plain containers and tensors in one `.pt` file, read with `weights_only=True`; it is written beside
+and renamed, so a killed run leaves the last good one. `publish` makes a checkpoint from it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import torch
+
+from napari_msamil.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+STATE_FORMAT = 1
+LAST = "state.pt"
+BEST = "best.pt"
+
+
+def save_state(path: Path, kind: str, state: Mapping[str, Any]) -> None:
+    """Write a state beside its final name, then rename it.
+
+    Args:
+        path: The file.
+        kind: Which verb made it (`e2e`, `mil`, …); checked when it is loaded.
+        state: Plain containers, numbers, texts and tensors only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    torch.save({"format": STATE_FORMAT, "kind": kind, **state}, beside)
+    beside.replace(path)
+
+
+def load_state(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read a state onto the CPU.
+
+    Args:
+        path: The file.
+        kind: The verb that must have made it; None accepts any.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, newer, or of another verb.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no training state {path}. Train first, or check the folder."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged and cannot be read ({error}). Use an older state or train again."
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a training state of this program. Give the state.pt of a training folder."
+        ) from error
+    return _checked(state, path, kind)
+
+
+def _checked(state: Any, path: Path, kind: str | None) -> dict[str, Any]:
+    if not isinstance(state, dict) or "format" not in state:
+        raise CheckpointError(
+            f"{path} is not a training state. Give the state.pt of a training folder."
+        )
+    if state["format"] > STATE_FORMAT:
+        raise CheckpointError(
+            f"{path} uses state format {state['format']}; this version reads {STATE_FORMAT}. Update napari-msamil."
+        )
+    if kind is not None and state["kind"] != kind:
+        raise CheckpointError(
+            f"{path} was made by {state['kind']!r}, but {kind!r} was asked for. Choose the right folder."
+        )
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of Python's, torch's and each CUDA device's generator.
+
+    NumPy is used through generators seeded per visit only, so it has no state to keep.
+    """
+    version, internal, gauss = random.getstate()
+    return {
+        "python": json.dumps([version, list(internal), gauss]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(saved: Mapping[str, Any]) -> None:
+    """Put every generator back to a saved state (CUDA states only where the devices are the same in number)."""
+    version, internal, gauss = json.loads(saved["python"])
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] and torch.cuda.device_count() == len(saved["cuda"]):
+        torch.cuda.set_rng_state_all(saved["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python and torch (NumPy generators are seeded where they are made)."""
+    random.seed(seed)
+    torch.manual_seed(seed)
