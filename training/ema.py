@@ -37,7 +37,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     new = dict(student.named_parameters())
     if own.keys() != new.keys():
         raise ValueError("teacher and student have different parameters")
-    targets = [own[name] for name in own]
-    sources = [new[name].detach() for name in own]
+    targets: list[torch.Tensor] = [own[name] for name in own]
+    sources: list[torch.Tensor] = [new[name].detach() for name in own]
     if targets:
         torch._foreach_lerp_(targets, sources, 1.0 - momentum)

@@ -13,12 +13,15 @@ same random state give the same mask on every machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _EPSILON = 1e-9  # 0.07 * 100 is 7.000000000000001 in binary; its ceiling must be 7
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
 from training.ema import make_teacher, update_teacher
 from training.schedules import MomentumSchedule, cosine_decay, momentum_at
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from training.losses import bag_loss, class_weights, consistency_loss, total_loss
 
 from napari_msamil.errors import ConfigError
+from training.losses import bag_loss, class_weights, consistency_loss, total_loss
 
 
 def test_consistency_starts_at_ln_512_for_vanishing_features() -> None:
