@@ -104,6 +104,27 @@ class Slide(Protocol):
         """
         ...
 
+    def read_level(
+        self, level: int, xy: tuple[int, int], size_wh: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Read a region in the pixels of one level.
+
+        Tiles decoded by us, arrays and plain images give exactly the stored pixels. OpenSlide can only be asked
+        in whole level-0 pixels: where the downsample is not a whole number it resamples by less than one of them.
+
+        Args:
+            level: Pyramid level.
+            xy: Top-left corner in pixels of that level; may lie outside the slide.
+            size_wh: Size in pixels of that level.
+
+        Returns:
+            uint8 array (H, W, 3); outside the slide and under transparent pixels the background colour.
+
+        Raises:
+            RegionError: The region cannot be decoded. The slide stays usable.
+        """
+        ...
+
     def thumbnail(self, size_wh: tuple[int, int]) -> NDArray[np.uint8]:
         """The whole of level 0 squeezed to exactly `size_wh` (anisotropic), uint8 (H, W, 3)."""
         ...
@@ -123,5 +144,27 @@ class Slide(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class TileSource(Protocol):
+    """A slide whose storage tiles can be decoded one by one, each exactly once (`info.backend == "direct"`).
+
+    Tile sizes are `info.level_tile_sizes_wh`; tile (column, row) starts at level pixel (column · width, row · height).
+    """
+
+    def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+        """Decode one storage tile.
+
+        Returns:
+            uint8 array (tile height, tile width, 3); padding beyond the edge of the level is kept as stored.
+
+        Raises:
+            RegionError: The tile cannot be decoded.
+        """
+        ...
