@@ -59,3 +59,49 @@ class SlideMask:
     def fraction(self) -> float:
         """Share of the slide that is marked, 0 … 1."""
         return float(self.mask.mean())
+
+
+def area_shares(
+    mask: SlideMask, boxes_xywh0: NDArray[np.generic]
+) -> NDArray[np.float64]:
+    """Share of each box that is marked: the exact area average, with fractional edges, also where s1 ≠ s2.
+
+    A summed-area table is read between its knots. That is exact: the mask is constant in each cell, so its
+    integral is bilinear there.
+
+    Args:
+        mask: Mask over the whole slide.
+        boxes_xywh0: (N, 4) left, top, width, height in level-0 pixels; whole or not. What lies outside the
+            slide counts as unmarked.
+
+    Returns:
+        float64 (N,), 0 … 1.
+    """
+    boxes = np.asarray(boxes_xywh0, dtype=np.float64).reshape(-1, 4)
+    step_x, step_y = mask.downsample_xy
+    height, width = mask.mask.shape
+    table = np.zeros((height + 1, width + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(mask.mask, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
+    left, top = boxes[:, 0] / step_x, boxes[:, 1] / step_y
+    right, bottom = left + boxes[:, 2] / step_x, top + boxes[:, 3] / step_y
+    marked = (
+        _table_at(table, right, bottom)
+        - _table_at(table, left, bottom)
+        - _table_at(table, right, top)
+        + _table_at(table, left, top)
+    )
+    return np.clip(marked / ((right - left) * (bottom - top)), 0.0, 1.0)
+
+
+def _table_at(
+    table: NDArray[np.int64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    rows, columns = table.shape
+    x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)
+    column = np.minimum(x.astype(np.int64), columns - 2)
+    row = np.minimum(y.astype(np.int64), rows - 2)
+    part_x, part_y = x - column, y - row
+    above = table[row, column] * (1 - part_x) + table[row, column + 1] * part_x
+    below = table[row + 1, column] * (1 - part_x) + table[row + 1, column + 1] * part_x
+    result: NDArray[np.float64] = above * (1 - part_y) + below * part_y
+    return result
