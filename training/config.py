@@ -54,13 +54,18 @@ class LoopSpec(Spec):
         clip_norm: Bound on the gradient norm; 0 is none.
         warmup: Share of all optimiser steps over which the learning rate rises, 0 … 1.
         final_lr: Learning rate at the end of the cosine, as a share of the first.
-        weight_decay: Decoupled weight decay of AdamW.
+        optimizer: `adamw` (decoupled weight decay) or `adam` (decay inside the gradient, as MHIM-MIL trains).
+        betas: Decay rates of the optimiser's two averages.
+        weight_decay: Weight decay of the optimiser.
+        anneal: Whether the cosine moves with every optimiser `step` or once per `epoch`.
         balance: Against unequal classes: `none`, `weights` in the loss, or `sampler` (rare classes visited more often).
         label_smoothing: Share of the target spread over all classes.
         monitor: Validation figure that chooses the best state (`val_loss` is minimised, others maximised).
         validate_every: Epochs between validations.
         patience: Validations without improvement before stopping; 0 never stops early.
         min_epochs: Epochs before early stopping may happen.
+        tie_resets: Whether a figure equal to the best one starts the patience anew (the best state stays).
+        save_every: Epochs between saved states; the last epoch is always saved.
         save_minutes: Minutes between saved states inside an epoch; 0 saves after each epoch only.
         seed: Seed of everything that is drawn.
     """
@@ -70,13 +75,18 @@ class LoopSpec(Spec):
     clip_norm: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     final_lr: float = Field(default=0.01, ge=0, le=1)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-5, ge=0)
+    anneal: Literal["step", "epoch"] = "step"
     balance: Literal["none", "weights", "sampler"] = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     monitor: Literal["val_loss", "val_acc", "val_auc"] = "val_loss"
     validate_every: int = Field(default=1, ge=1)
     patience: int = Field(default=0, ge=0)
     min_epochs: int = Field(default=0, ge=0)
+    tie_resets: bool = False
+    save_every: int = Field(default=1, ge=1)
     save_minutes: float = Field(default=10.0, ge=0)
     seed: int = 0
 

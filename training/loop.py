@@ -11,8 +11,8 @@ import math
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -86,6 +86,24 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """A task that does something after each optimiser step, for example move a teacher."""
+
+    def after_step(self, step: int) -> None:
+        """Called after optimiser step number `step` (0 is the first) and before any state is saved."""
+        ...
+
+
+@runtime_checkable
+class TakesWindows(Protocol):
+    """A task that computes all visits of an accumulation window at once."""
+
+    def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
+        """As `Task.backward` for each visit, in one pass."""
+        ...
+
+
 @dataclass
 class Position:
     """Where a run stands; saved with the state."""
@@ -149,15 +167,17 @@ class _Run:
     def __init__(self, task: Task, spec: LoopSpec, folder: Path, log: RunLog) -> None:
         self.task, self.spec, self.folder, self.log = task, spec, folder, log
         self.groups = task.parameter_groups()
-        self.optimizer = torch.optim.AdamW(
-            self.groups, weight_decay=spec.weight_decay, foreach=True
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[spec.optimizer]
+        self.optimizer = kind(
+            self.groups, betas=spec.betas, weight_decay=spec.weight_decay, foreach=True
         )
         self.base_lr = [float(g["lr"]) for g in self.groups]
         self.at = Position()
         self.saved_at = self.started = time.monotonic()
         labels = np.asarray(task.labels())
         self.weights = class_weights(labels) if spec.balance == "weights" else None
-        self.total_steps = spec.epochs * math.ceil(len(labels) / spec.accumulate)
+        self.epoch_steps = math.ceil(len(labels) / spec.accumulate)
+        self.total_steps = spec.epochs * self.epoch_steps
 
     def go(self, stopped: list[int]) -> FitResult:
         reason = "finished"
@@ -199,15 +219,20 @@ class _Run:
 
     def _step(self, visits: Sequence[Visit]) -> None:
         """One optimiser step over the visits of one accumulation window."""
-        lr_share = schedule(self.at.step, self.total_steps, self.spec)
+        along = self.at.step
+        if self.spec.anneal == "epoch":
+            along -= along % self.epoch_steps
+        lr_share = schedule(along, self.total_steps, self.spec)
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * lr_share
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._visit(visit) for visit in visits]
+        losses = self._losses(visits)
         done = [loss for loss in losses if loss is not None]
         norm = self._clip() if done else 0.0
         if done:
             self.optimizer.step()
+        if isinstance(self.task, FollowsSteps):
+            self.task.after_step(self.at.step)
         self.at.step += 1
         loss = float(np.mean(done)) if done else math.nan
         self.log.scalars(
@@ -219,13 +244,23 @@ class _Run:
         )
         self.log.advance(loss=loss)
 
-    def _visit(self, visit: Visit) -> float | None:
+    def _losses(self, visits: Sequence[Visit]) -> list[float | None]:
+        weighted = [self._weighted(visit) for visit in visits]
+        losses = (
+            self.task.backward_window(weighted)
+            if isinstance(self.task, TakesWindows)
+            else [self.task.backward(visit) for visit in weighted]
+        )
+        return [self._check(v, x) for v, x in zip(weighted, losses, strict=True)]
+
+    def _weighted(self, visit: Visit) -> Visit:
+        if self.weights is None:
+            return visit
+        share = self.weights[self.task.labels()[visit.item]]
+        return replace(visit, weight=visit.weight * float(share))
+
+    def _check(self, visit: Visit, loss: float | None) -> float | None:
         name = self.task.names()[visit.item]
-        if self.weights is not None:
-            label = self.task.labels()[visit.item]
-            factor = visit.weight * float(self.weights[label])
-            visit = Visit(visit.item, visit.epoch, visit.position, factor)
-        loss = self.task.backward(visit)
         if loss is None:
             if name not in self.at.skipped:
                 self.at.skipped.append(name)
@@ -253,7 +288,8 @@ class _Run:
             figures = self.task.validate()
             if figures:
                 self._judge(figures)
-        self.save()
+        if last or epoch % spec.save_every == 0:
+            self.save()
         enough = epoch >= spec.min_epochs
         return bool(spec.patience and enough and self.at.stale >= spec.patience)
 
@@ -268,7 +304,8 @@ class _Run:
             self.at.stale = 0
             self.save(BEST, figures)
         else:
-            self.at.stale += 1
+            tied = self.spec.tie_resets and value == self.at.best
+            self.at.stale = 0 if tied else self.at.stale + 1
 
     def _save_now_and_then(self) -> None:
         minutes = (time.monotonic() - self.saved_at) / 60
