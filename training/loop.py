@@ -88,10 +88,10 @@ class Task(Protocol):
 
 @runtime_checkable
 class FollowsSteps(Protocol):
-    """A task that does something after each optimiser step, for example move a teacher."""
+    """A task that does something after each optimiser step, before a state is saved: moving a teacher."""
 
     def after_step(self, step: int) -> None:
-        """Called after optimiser step number `step` (0 is the first) and before any state is saved."""
+        """Called after optimiser step number `step`; 0 is the first."""
         ...
 
 
@@ -246,11 +246,10 @@ class _Run:
 
     def _losses(self, visits: Sequence[Visit]) -> list[float | None]:
         weighted = [self._weighted(visit) for visit in visits]
-        losses = (
-            self.task.backward_window(weighted)
-            if isinstance(self.task, TakesWindows)
-            else [self.task.backward(visit) for visit in weighted]
-        )
+        if isinstance(self.task, TakesWindows):
+            losses = self.task.backward_window(weighted)
+        else:
+            losses = [self.task.backward(visit) for visit in weighted]
         return [self._check(v, x) for v, x in zip(weighted, losses, strict=True)]
 
     def _weighted(self, visit: Visit) -> Visit:
@@ -300,8 +299,7 @@ class _Run:
         sign = -1.0 if self.spec.monitor == "val_loss" else 1.0
         value = sign * figures[self.spec.monitor]
         if value > self.at.best:
-            self.at.best, self.at.best_epoch = value, self.at.epoch
-            self.at.stale = 0
+            self.at.best, self.at.best_epoch, self.at.stale = value, self.at.epoch, 0
             self.save(BEST, figures)
         else:
             tied = self.spec.tie_resets and value == self.at.best
