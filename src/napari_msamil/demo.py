@@ -27,6 +27,8 @@ def demo_slide(folder: Path) -> Path:
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    painted = paint_slide(SlideRecipe(seed=DEMO_SEED))
+    painted = paint_slide(
+        SlideRecipe(label="glandular-vesicular", seed=DEMO_SEED, pen=True)
+    )
     write_pyramid_tiff(path, painted.pixels, mpp=painted.mpp, objective=20)
     return path

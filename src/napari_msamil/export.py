@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ from napari_msamil.overlay import attention_maps, patch_map
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from matplotlib.axes import Axes
 
     from napari_msamil.result import SlideResult
     from napari_msamil.slide.base import Slide
@@ -110,7 +111,7 @@ def write_json(document: Any, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def patch_rows(result: SlideResult) -> tuple[list[str], list[list[Any]]]:
@@ -205,40 +206,53 @@ def write_overview(
     factor = max_side / max(width, height)
     thumb_wh = (max(1, round(width * factor)), max(1, round(height * factor)))
     thumbnail = slide.thumbnail(thumb_wh)
-    extent = (0, width, height, 0)
     figure = Figure(
         figsize=(11, 1.3 + 5.2 * min(height / width, 2)), layout="constrained"
     )
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for axes in (left, right):
-        axes.imshow(thumbnail, extent=extent, interpolation="nearest")
+        axes.imshow(thumbnail, extent=(0, width, height, 0), interpolation="nearest")
         axes.set_axis_off()
-    outline = result.mask.mask.astype(np.float32)
-    if 0 < outline.mean() < 1:
-        left.contour(
-            outline,
-            levels=[0.5],
-            extent=(0, width, 0, height),
-            colors="red",
-            linewidths=1,
+    _draw_mask(left, result)
+    _draw_attention(right, result)
+    for axes in (left, right):
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+    figure.suptitle(overview_title(result), fontsize=10)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_mask(axes: Axes, result: SlideResult) -> None:
+    """Outline of the mask, through the centres of its pixels."""
+    mask, (step_x, step_y) = result.mask.mask, result.mask.downsample_xy
+    if 0 < mask.mean() < 1 and min(mask.shape) > 1:
+        x = (np.arange(mask.shape[1]) + 0.5) * step_x
+        y = (np.arange(mask.shape[0]) + 0.5) * step_y
+        axes.contour(
+            x, y, mask.astype(np.float32), levels=[0.5], colors="red", linewidths=1
         )
-        left.set_ylim(height, 0)
-    left.set_title(
+    axes.set_title(
         f"mask ({result.mask.source}), {result.mask.fraction:.1%} of the slide",
         fontsize=9,
     )
-    for values in attention_maps(result):
-        right.imshow(
-            values.values / max(float(result.attention.max()), 1e-12),
-            extent=(0, values.values.shape[1] * values.cell_px0, values.values.shape[0] * values.cell_px0, 0),
-            cmap="inferno", alpha=0.35, vmin=0, vmax=1, interpolation="nearest",
-        )  # fmt: skip
-    right.set_xlim(0, width)
-    right.set_ylim(height, 0)
-    right.set_title("attention, all scales over each other", fontsize=9)
-    figure.suptitle(overview_title(result), fontsize=10)
-    figure.savefig(path, dpi=100)
+
+
+def _draw_attention(axes: Axes, result: SlideResult) -> None:
+    """Attention of every scale, brighter is more."""
+    top = max(float(result.attention.max(initial=0)), 1e-12)
+    for overlay in attention_maps(result):
+        rows, columns = overlay.values.shape
+        axes.imshow(
+            overlay.values / top,
+            extent=(0, columns * overlay.cell_px0, rows * overlay.cell_px0, 0),
+            cmap="inferno",
+            alpha=0.35,
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
+    axes.set_title("attention, all scales over each other", fontsize=9)
 
 
 def overview_title(result: SlideResult) -> str:
