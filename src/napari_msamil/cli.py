@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return OK
+    except Exception:  # noqa: BLE001 - the outermost door: a person gets a sentence and the way to report it
+        say(traceback.format_exc())
+        say(
+            "msamil: unexpected error, nothing was half written. Please report the lines above."
+        )
+        return FAILED
 
 
 def say(text: str) -> None:
