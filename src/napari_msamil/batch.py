@@ -6,14 +6,16 @@ import csv
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_msamil.device import choose_runtime
 from napari_msamil.errors import ConfigError, MsamilError
 from napari_msamil.progress import Progress, Stage
+from napari_msamil.slide.discover import find_slides
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_msamil.checkpoint import LoadedModel
     from napari_msamil.feature_store import FeatureStore
     from napari_msamil.masks import SlideMask
@@ -123,39 +125,6 @@ def classify_many(
         rows.append(classify_one(path, loaded, options, store))
         write_summary(rows, options.output / "summary.csv")
     return BatchSummary(tuple(rows))
-
-
-def find_slides(words: list[str]) -> list[Path]:
-    """Turn files, folders and globs into slide paths, in order, each once.
-
-    Raises:
-        ConfigError: A word names nothing.
-    """
-    from napari_msamil.slide import is_slide_path
-
-    found: dict[Path, None] = {}
-    for word in words:
-        path = Path(word)
-        if path.is_dir() and not is_slide_path(path):
-            inside = sorted(p for p in path.iterdir() if is_slide_path(p))
-            found.update(dict.fromkeys(inside))
-        elif path.exists():
-            found[path] = None
-        else:
-            anchor = Path(path.anchor) if path.is_absolute() else Path()
-            matches = (
-                sorted(anchor.glob(str(path.relative_to(path.anchor))))
-                if any(c in word for c in "*?[")
-                else []
-            )
-            if not matches:
-                raise ConfigError(
-                    f"There is no slide {word}. Give a file, a folder or a pattern that matches."
-                )
-            found.update(dict.fromkeys(matches))
-    if not found:
-        raise ConfigError(f"No slide was found in {', '.join(words)}.")
-    return list(found)
 
 
 def classify_one(
