@@ -1,8 +1,9 @@
 """Sprites of nuclei for synthetic H&E: small haematoxylin images that the painter stamps.
 
 Two kinds of tumour nuclei differ only in what 20x shows: `smooth` nuclei are round and evenly stained, `vesicular`
-ones are larger, irregular and pale with a dark rim and a nucleolus. Their banks are scaled to let through the same
-light, so that the mean colour at 5x cannot tell them apart.
+ones vary in size, are irregular and pale with a dark rim and nucleoli. Their banks let through the same light, and the
+radii are chosen so that the grain matches too where a pixel is 2 µm wide: mean colour and texture at 5x cannot tell
+them apart.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class NucleusKind:
 
 KINDS = {
     "smooth": NucleusKind(4.0, 0.08, 1.2, 0.012, 1.0, 0.0, 0, 170.0),
-    "vesicular": NucleusKind(4.6, 0.2, 1.6, 0.05, 0.42, 0.8, 2, 220.0, match="smooth"),
+    "vesicular": NucleusKind(3.7, 0.18, 1.5, 0.05, 0.5, 0.8, 2, 220.0, match="smooth"),
     "lymphocyte": NucleusKind(2.9, 0.08, 1.1, 0.03, 1.0, 0.0, 0, 205.0),
     "spindle": NucleusKind(2.6, 0.15, 4.0, 0.03, 1.0, 0.0, 0, 150.0),
 }
