@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def picture(rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 256, (1033, 1501, 3), dtype=np.uint8)
-
-
 def test_written_pyramid_reads_back_its_pixels_size_and_objective(
     tmp_path: Path, picture: np.ndarray
 ) -> None:

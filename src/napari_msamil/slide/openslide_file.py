@@ -69,7 +69,7 @@ class OpenSlideFile(BaseSlide):
             self._forget(handle)
             raise RegionError(
                 f"{self._info.path.name}: the region at x {location_xy0[0]}, y {location_xy0[1]} of level {level} "
-                f"cannot be decoded ({_reason(error)}). The file may be damaged; the rest of it stays readable."
+                f"cannot be decoded ({_reason(error, self._path)}). The file may be damaged; the rest of it stays readable."
             ) from error
         return over_background(rgba, self._info.background_rgb)
 
@@ -96,7 +96,7 @@ class OpenSlideFile(BaseSlide):
         except openslide.OpenSlideError as error:
             self._forget(handle)
             raise RegionError(
-                f"{self._info.path.name}: the associated image {name!r} cannot be decoded ({_reason(error)})."
+                f"{self._info.path.name}: the associated image {name!r} cannot be decoded ({_reason(error, self._path)})."
             ) from error
         return over_background(image, self._info.background_rgb)
 
@@ -146,7 +146,7 @@ def open_handle(path: Path) -> openslide.OpenSlide:
         ) from error
     except openslide.OpenSlideError as error:
         raise SlideError(
-            f"{path.name} looks like a slide but cannot be opened ({_reason(error)}). Check that it is complete."
+            f"{path.name} looks like a slide but cannot be opened ({_reason(error, path)}). Check that it is complete."
         ) from error
     except OSError as error:
         raise SlideError(
@@ -198,8 +198,9 @@ def over_background(
     return np.asarray(base.convert("RGB")).copy()
 
 
-def _reason(error: openslide.OpenSlideError) -> str:
-    return str(error).strip().rstrip(".") or "no reason given"
+def _reason(error: openslide.OpenSlideError, path: Path) -> str:
+    text = str(error).replace(str(path), path.name).strip().rstrip(".")
+    return text or "no reason given"
 
 
 def _tile_size(properties: Mapping[str, str], level: int) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def _tile_options(compression: str, quality: int, tile_px: int) -> dict[str, Any
         return options | {
             "compression": "jpeg",
             "compressionargs": {"level": quality},
-            "photometric": "ycbcr",
+            "photometric": "rgb",  # the pixels given; stored as YCbCr
             "subsampling": (2, 2),
         }
     options["photometric"] = "rgb"
