@@ -14,10 +14,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from napari_msamil.errors import CohortError
 from napari_msamil.progress import Progress, ProgressGen, Stage, finish
+from napari_msamil.slide.write import write_pyramid_tiff
 from napari_msamil.synthetic import LesionSize, SlideRecipe, SynthSlide, paint_slide
 
 from .synth_plan import (
@@ -192,30 +191,10 @@ def _make_one(task: tuple[Path, dict[str, Any], SlideRecipe]) -> str:
         beside = mask.with_suffix(".part.png")
         Image.fromarray(slide.mask).save(beside)
         beside.replace(mask)
-    _write_slide(path, slide)
+    write_pyramid_tiff(
+        path, slide.pixels, mpp=slide.mpp, objective=slide.objective, quality=85
+    )
     return str(row["slide_id"])
-
-
-def _write_slide(path: Path, slide: SynthSlide) -> None:
-    import tifffile
-    from PIL import Image
-
-    beside = path.with_suffix(".part.tiff")
-    image = Image.fromarray(slide.pixels)
-    with tifffile.TiffWriter(beside) as tiff:
-        for level in range(4):
-            pixels = np.asarray(image.reduce(2**level)) if level else slide.pixels
-            note = f"Aperio Image synthetic\n{pixels.shape[1]}x{pixels.shape[0]}|AppMag = {slide.objective:g}|MPP = {slide.mpp:g}"
-            tiff.write(
-                pixels,
-                tile=(256, 256),
-                photometric="rgb",
-                compression="jpeg",
-                compressionargs={"level": 85},
-                description=note,
-                metadata=None,
-            )
-    beside.replace(path)
 
 
 def _is_done(folder: Path, row: dict[str, Any]) -> bool:
