@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from napari_msamil.errors import CohortError
 from .cohort_table import SPLITS, patients_in_several, raise_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from .cohort_table import Cohort
@@ -111,14 +111,16 @@ def check_splits(cohort: Cohort, splits: Splits, path: Path | None = None) -> No
             "the splits were made for another cohort, or slides, patients or labels have changed: draw them anew"
         )
     known = {row.slide_id for row in cohort.rows}
-    tested: list[str] = []
+    tested: Counter[str] = Counter()
     for number, fold in enumerate(splits.folds):
         problems += _check_fold(cohort, number, fold, known)
-        tested += fold.get("test", ())
-    for name in sorted({n for n in tested if tested.count(n) > 1}):
-        problems.append(f"slide {name} is tested in more than one fold")
-    for name in sorted(known - set(tested)):
-        problems.append(f"slide {name} is tested in no fold")
+        tested.update(fold.get("test", ()))
+    problems += [
+        f"slide {name} is tested in more than one fold" for name in _repeated(tested)
+    ]
+    problems += [
+        f"slide {name} is tested in no fold" for name in sorted(known - set(tested))
+    ]
     raise_problems(path or cohort.path, problems)
 
 
@@ -177,23 +179,26 @@ def apply_splits(cohort: Cohort, path: Path, fold: int | None) -> Cohort:
 def _check_fold(
     cohort: Cohort, number: int, fold: dict[str, tuple[str, ...]], known: set[str]
 ) -> list[str]:
-    problems = []
-    everywhere = [name for part in SPLITS for name in fold.get(part, ())]
-    for name in sorted({n for n in everywhere if everywhere.count(n) > 1}):
-        problems.append(f"fold {number}: slide {name} lies in two parts")
-    for name in sorted(set(everywhere) - known):
-        problems.append(f"fold {number}: slide {name} is not in the cohort")
-    for part in SPLITS:
-        if not fold.get(part):
-            problems.append(f"fold {number}: the part {part} is empty")
+    everywhere = Counter(name for part in SPLITS for name in fold.get(part, ()))
+    where = f"fold {number}:"
+    problems = [f"{where} slide {n} lies in two parts" for n in _repeated(everywhere)]
+    problems += [
+        f"{where} slide {n} is not in the cohort"
+        for n in sorted(set(everywhere) - known)
+    ]
+    problems += [f"{where} the part {p} is empty" for p in SPLITS if not fold.get(p)]
     placed = cohort.with_splits(
         {n: part for part in SPLITS for n in fold.get(part, ())}
     )
-    for patient, where in patients_in_several(placed.rows, "split").items():
+    for patient, parts in patients_in_several(placed.rows, "split").items():
         problems.append(
-            f"fold {number}: patient {patient} lies in {' and '.join(sorted(where))}"
+            f"{where} patient {patient} lies in {' and '.join(sorted(parts))}"
         )
     return problems
+
+
+def _repeated(names: Counter[str]) -> list[str]:
+    return sorted(name for name, count in names.items() if count > 1)
 
 
 def _check_enough_patients(cohort: Cohort, n_folds: int) -> None:
@@ -211,7 +216,7 @@ def _check_enough_patients(cohort: Cohort, n_folds: int) -> None:
 
 def count_parts(
     cohort: Cohort, splits: Splits
-) -> list[tuple[int, str, int, Sequence[int]]]:
+) -> list[tuple[int, str, int, list[int]]]:
     """For each fold and part: slides in all, and per class."""
     label_of = {r.slide_id: cohort.label_index(r) for r in cohort.rows}
     table = []
