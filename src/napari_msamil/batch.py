@@ -1,207 +1,215 @@
-"""Many slides: one result folder each, finished ones are skipped, and a bad one never stops the others."""
+"""Many slides: what is finished is skipped, a bad one stops nothing, and a summary says how each one went."""
 
 from __future__ import annotations
 
 import csv
-import json
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from napari_msamil.device import choose_runtime
-from napari_msamil.errors import ConfigError, MsamilError
+from napari_msamil.batch_inputs import SlideJob, find_slides
+from napari_msamil.batch_job import BatchOptions, SlideRow, finished_row, job_steps
 from napari_msamil.progress import Progress, Stage
-from napari_msamil.slide.discover import find_slides
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from napari_msamil.checkpoint import LoadedModel
-    from napari_msamil.feature_store import FeatureStore
-    from napari_msamil.masks import SlideMask
     from napari_msamil.progress import ProgressGen
-    from napari_msamil.slide.base import SlideInfo
 
-SUMMARY_FIELDS = (
-    "slide",
-    "status",
-    "prediction",
-    "probability",
-    "seconds",
-    "error",
-    "path",
-)
+__all__ = ["BatchOptions", "BatchSummary", "SlideJob", "SlideRow", "classify_many"]
+
+SUMMARY = "summary.csv"
 
 
-@dataclass(frozen=True)
-class BatchOptions:
-    """How many slides are classified.
+@dataclass
+class BatchSummary:
+    """How a run went.
 
     Attributes:
-        model: Path, `hf://…` or `demo`.
-        output: Folder of the result folders and of `summary.csv`.
-        mask: A mask or annotation file, or a folder of them named as the slides.
-        patches: `lesion`, `tissue`, `random`, or None: the model's.
-        mpp: µm per level-0 pixel for files that have none or a wrong one.
-        device, precision: See `device.choose_runtime`.
-        workers: Slides at once on this machine.
-        cluster: Dask scheduler `tcp://…`, or `local:N`, or None.
-        use_cache: Whether features are read from and kept in the cache folder.
-        report: Whether `report.html` is written too.
-        command: The command line, stored with each result.
+        rows: One per slide, in the order they were finished.
+        seconds: Wall time of the run.
     """
 
-    model: str
-    output: Path
-    mask: Path | None = None
-    patches: str | None = None
-    mpp: float | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 1
-    cluster: str | None = None
-    use_cache: bool = True
-    report: bool = False
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class BatchRow:
-    """One slide of the summary; `error` is empty where it was done."""
-
-    slide: str
-    path: str
-    status: str
-    prediction: str = ""
-    probability: float = 0.0
+    rows: list[SlideRow] = field(default_factory=list)
     seconds: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class BatchSummary:
-    """What became of many slides."""
-
-    rows: tuple[BatchRow, ...]
 
     @property
     def failed(self) -> int:
-        """Number of slides without a result."""
-        return sum(bool(row.error) for row in self.rows)
+        """Slides without an answer."""
+        return self._count("failed")
+
+    @property
+    def done(self) -> int:
+        """Slides classified in this run."""
+        return self._count("done")
+
+    @property
+    def skipped(self) -> int:
+        """Slides that were finished before."""
+        return self._count("skipped")
 
     @property
     def sentence(self) -> str:
-        """One line for a person."""
-        done = len(self.rows) - self.failed
-        return f"{done} of {len(self.rows)} slides done, {self.failed} failed"
+        """One line for people."""
+        parts = [f"{self.done} classified"]
+        if self.skipped:
+            parts.append(f"{self.skipped} finished before")
+        if self.failed:
+            parts.append(f"{self.failed} FAILED")
+        return f"{', '.join(parts)}, in {self.seconds:.1f} s"
+
+    def _count(self, status: str) -> int:
+        return sum(row.status == status for row in self.rows)
 
 
 def classify_many(
-    slides: list[str], options: BatchOptions
+    paths: Sequence[str | Path], options: BatchOptions
 ) -> ProgressGen[BatchSummary]:
-    """Classify slides one after the other.
+    """Classify slides, each into a folder of its own.
 
     Args:
-        slides: Files, DICOM folders, folders or globs.
+        paths: Files, DICOM folders, folders, globs or cohort tables.
         options: How.
 
     Yields:
-        Progress, one step per finished slide.
+        Progress in slides, with rates and the time left as message.
+
+    Returns:
+        The summary, also written to `summary.csv`.
 
     Raises:
-        ConfigError: There is nothing to do.
+        ConfigError: The call is wrong: nothing matches, or an option does not fit.
+        CheckpointError: The model cannot be used.
     """
-    from napari_msamil.checkpoint import load_checkpoint
-    from napari_msamil.feature_store import FeatureStore
+    from napari_msamil.checkpoint import resolve_model, sha256_of
 
-    paths = find_slides(slides)
-    runtime = choose_runtime(options.device, options.precision)
-    loaded = load_checkpoint(options.model, device=runtime.device)
-    store = FeatureStore() if options.use_cache else None
-    options.output.mkdir(parents=True, exist_ok=True)
-    rows: list[BatchRow] = []
-    for number, path in enumerate(paths):
-        yield Progress(Stage.ENCODE, number, len(paths), path.name)
-        rows.append(classify_one(path, loaded, options, store))
-        write_summary(rows, options.output / "summary.csv")
-    return BatchSummary(tuple(rows))
-
-
-def classify_one(
-    path: Path, loaded: LoadedModel, options: BatchOptions, store: FeatureStore | None
-) -> BatchRow:
-    """Classify one slide into its folder; an expected error becomes the row's reason."""
-    from napari_msamil.export import write_result
-    from napari_msamil.pipeline import classify
-    from napari_msamil.slide import open_slide
-
-    name = path.stem or path.name
-    folder = options.output / name
-    done = finished_row(folder, path, loaded)
-    if done is not None:
-        return done
     start = time.perf_counter()
-    try:
-        with open_slide(path, mpp=options.mpp) as slide:
-            mask = find_mask_file(options.mask, name, slide.info)
-            result = classify(
-                slide, loaded, device=options.device, precision=options.precision, store=store,
-                mask=mask, strategy=options.patches, command=options.command,
-            )  # fmt: skip
-            write_result(result, folder, slide)
-            if options.report:
-                from napari_msamil.report import write_report
-
-                write_report(result, folder / "report.html", slide)
-    except MsamilError as error:
-        return BatchRow(name, str(path), "failed", error=str(error))
-    seconds = time.perf_counter() - start
-    top = float(result.probabilities.max())
-    return BatchRow(name, str(path), "done", result.prediction, top, seconds)
-
-
-def finished_row(folder: Path, path: Path, loaded: LoadedModel) -> BatchRow | None:
-    """The row of a slide that an earlier run finished with the same model, or None."""
-    try:
-        document = json.loads((folder / "result.json").read_text("utf-8"))
-        same = document["model"]["sha256"] == loaded.sha256 and document["slide"][
-            "path"
-        ] == str(path)
-        probability = document["probabilities"][document["prediction"]]
-    except (OSError, ValueError, KeyError):
-        return None
-    if not same or document.get("partial"):
-        return None
-    return BatchRow(
-        folder.name, str(path), "skipped", document["prediction"], probability
-    )
+    jobs = find_slides(paths, options.mask, options.mpp)
+    model = resolve_model(options.model)
+    options = replace(options, model=str(model), model_sha256=sha256_of(model))
+    options.output.mkdir(parents=True, exist_ok=True)
+    summary, todo = BatchSummary(), list[SlideJob]()
+    for job in jobs:
+        row = finished_row(job, options)
+        if row is None:
+            todo.append(job)
+        else:
+            summary.rows.append(row)
+    meter = _Meter(len(todo))
+    for event in _run(todo, options):
+        if isinstance(event, SlideRow):
+            summary.rows.append(event)
+            meter.count(event)
+            _write_summary(summary.rows, options.output / SUMMARY)
+        else:
+            meter.step(event)
+        yield Progress(Stage.ENCODE, len(summary.rows), len(jobs), meter.message)
+    _write_summary(summary.rows, options.output / SUMMARY)
+    summary.seconds = time.perf_counter() - start
+    return summary
 
 
-def find_mask_file(where: Path | None, name: str, info: SlideInfo) -> SlideMask | None:
-    """Read the mask given for a slide: the file itself, or the one of its name in a folder.
+def _run(
+    jobs: list[SlideJob], options: BatchOptions
+) -> Iterator[SlideRow | tuple[str, Progress]]:
+    """Rows as slides finish, and steps of slides under way (name, step) in between."""
+    if options.cluster:
+        from napari_msamil.batch_cluster import run_on_cluster
 
-    Raises:
-        ConfigError: A folder was given and holds no file of that name.
-    """
-    from napari_msamil.annotations import read_mask
+        yield from run_on_cluster(jobs, options)
+    elif options.workers > 1 and len(jobs) > 1:
+        from napari_msamil.batch_pool import run_in_pool
 
-    if where is None:
-        return None
-    if where.is_dir():
-        matches = sorted(p for p in where.iterdir() if p.stem == name)
-        if not matches:
-            raise ConfigError(f"The folder {where} holds no mask named {name}.")
-        where = matches[0]
-    return read_mask(where, info.size_wh0)
+        yield from run_in_pool(jobs, options)
+    else:
+        for job in jobs:
+            yield from _run_here(job, options)
 
 
-def write_summary(rows: list[BatchRow], path: Path) -> None:
-    """Write `summary.csv` beside, then rename."""
-    part = path.with_name(path.name + ".part")
+def _run_here(
+    job: SlideJob, options: BatchOptions
+) -> Iterator[SlideRow | tuple[str, Progress]]:
+    steps = job_steps(job, options)
+    while True:
+        try:
+            yield job.name, next(steps)
+        except StopIteration as end:
+            row: SlideRow = end.value
+            yield row
+            return
+
+
+class _Meter:
+    """Rates and time left."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._start = time.perf_counter()
+        self._rows: list[SlideRow] = []
+        self._now = ""
+
+    def count(self, row: SlideRow) -> None:
+        self._rows.append(row)
+
+    def step(self, event: tuple[str, Progress]) -> None:
+        name, step = event
+        self._now = f"{name}: {step.stage} {step.done}/{step.total}"
+
+    @property
+    def message(self) -> str:
+        """For example `120 slides/h · 41 patches/s (read 300, encode 45) · 3 min left`."""
+        parts = [self._now] if self._now else []
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        done = len(self._rows)
+        if done:
+            patches = sum(row.patches for row in self._rows)
+            read = _rate(patches, sum(row.read_s for row in self._rows))
+            encode = _rate(patches, sum(row.encode_s for row in self._rows))
+            left = (self._total - done) * seconds / done
+            parts += [
+                f"{3600 * done / seconds:.0f} slides/h",
+                f"{patches / seconds:.0f} patches/s (read {read}, encode {encode})",
+                f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left",
+            ]
+        return " · ".join(parts)
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:.0f}" if seconds > 0 else "cached"
+
+
+def _write_summary(rows: Iterable[SlideRow], path: Path) -> None:
+    """Rewrite the table beside, then rename; rows of slides of earlier runs stay."""
+    table = {**_old_rows(path), **{row.slide: _cells(row) for row in rows}}
+    columns = list(dict.fromkeys(name for row in table.values() for name in row))
+    part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, SUMMARY_FIELDS)
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(
-            {key: getattr(row, key) for key in SUMMARY_FIELDS} for row in rows
-        )
+        writer.writerows(table.values())
     part.replace(path)
+
+
+def _old_rows(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["slide"]: dict(row) for row in csv.DictReader(file)}
+
+
+def _cells(row: SlideRow) -> dict[str, Any]:
+    cells: dict[str, Any] = {
+        "slide": row.slide,
+        "status": "failed" if row.status == "failed" else "done",
+        "prediction": row.prediction,
+        "probability": f"{row.probability:.6f}" if row.prediction else "",
+        "patches": row.patches,
+        "seconds": f"{row.seconds:.2f}",
+        "error": row.error,
+        "warnings": " | ".join(row.warnings),
+        "path": row.path,
+    }
+    for name, value in row.probabilities.items():
+        cells[f"probability_{name}"] = f"{value:.6f}"
+    return cells

@@ -17,14 +17,15 @@ import time
 import uuid
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from platformdirs import user_cache_path
+
+from napari_msamil.cache import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -37,12 +38,6 @@ LAYOUT = 1
 _BITS = 29
 _STALE_PART_S = 24 * 3600.0
 _log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """Folder of everything that may be deleted at any time: `MSAMIL_CACHE`, or the platform's own."""
-    chosen = os.environ.get("MSAMIL_CACHE")
-    return Path(chosen) if chosen else user_cache_path("napari-msamil", "napari-msamil")
 
 
 def store_key(info: SlideInfo, grid: PatchGrid, encoder_id: str) -> str:

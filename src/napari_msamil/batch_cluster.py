@@ -1,0 +1,84 @@
+"""Many slides on a Dask cluster: one task per slide; Dask moves the task of a lost worker to another one."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from napari_msamil.batch_job import SlideRow, run_job
+from napari_msamil.batch_pool import ATTEMPTS, lost_row
+from napari_msamil.errors import ConfigError, ExtraMissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from napari_msamil.batch_inputs import SlideJob
+    from napari_msamil.batch_job import BatchOptions
+
+_POLL_S = 0.1
+
+
+def run_on_cluster(jobs: list[SlideJob], options: BatchOptions) -> Iterator[SlideRow]:
+    """Classify slides on a cluster; slides, masks, model and output folder must be visible to the workers.
+
+    Args:
+        jobs: The slides.
+        options: `cluster` is the scheduler's address, or `local:N` for N processes here.
+
+    Yields:
+        A row for each slide as it finishes.
+
+    Raises:
+        ExtraMissingError: Dask's scheduler is not installed.
+        ConfigError: The address is wrong, or nothing answers there.
+    """
+    try:
+        import distributed
+    except ImportError as error:
+        raise ExtraMissingError("A Dask cluster", "scale") from error
+    client, local = _connect(distributed, options.cluster or "")
+    try:
+        run = uuid.uuid4().hex[:8]
+        pending = {
+            client.submit(
+                run_job, job, options, key=f"msamil-{run}-{i}-{job.name}", pure=False
+            ): job
+            for i, job in enumerate(jobs)
+        }
+        while pending:
+            for future in [f for f in pending if f.done()]:
+                yield _row(distributed, future, pending.pop(future))
+            time.sleep(_POLL_S)
+        # Workers go idle before they are told to leave, or they would be reported as lost.
+    finally:
+        client.close()
+        if local is not None:
+            local.close()
+
+
+def _connect(distributed: Any, address: str) -> tuple[Any, Any]:
+    import dask
+
+    kind, _, rest = address.partition(":")
+    try:
+        # A slide that kills its worker is given up after as many tries as in the pool.
+        dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
+        if kind == "local":
+            cluster = distributed.LocalCluster(
+                n_workers=int(rest), threads_per_worker=1, dashboard_address=None
+            )
+            return distributed.Client(cluster), cluster
+        return distributed.Client(address, timeout="10s"), None
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ConfigError(
+            f"There is no Dask cluster at {address!r} ({error}). Use tcp://host:port or local:N."
+        ) from error
+
+
+def _row(distributed: Any, future: Any, job: SlideJob) -> SlideRow:
+    try:
+        row: SlideRow = future.result()
+    except distributed.scheduler.KilledWorker as error:
+        return lost_row(job, str(error.last_worker))
+    return row

@@ -1,0 +1,167 @@
+"""Is this installation healthy? Versions, libraries, device, window system, and a reader benchmark; ready to be copied."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from napari_msamil import __version__
+from napari_msamil.cache import cache_dir
+from napari_msamil.errors import MsamilError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_PACKAGES = (
+    "napari", "npe2", "numpy", "torch", "torchvision", "timm", "segmentation-models-pytorch", "openslide-python",
+    "openslide-bin", "pillow", "tifffile", "imagecodecs", "zarr", "pyvips", "dask", "distributed",
+)  # fmt: skip
+_OPTIONAL = {"napari", "npe2", "distributed"}
+_BENCHMARK_S = 3.0
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What was found.
+
+    Attributes:
+        text: The whole report, one finding per line; lines that begin with `!` are problems.
+        healthy: Whether there is no problem.
+    """
+
+    text: str
+    healthy: bool
+
+
+def examine(slide: Path | None = None) -> DoctorReport:
+    """Examine the installation.
+
+    Args:
+        slide: A slide for the reader benchmark; None paints none and leaves the benchmark out.
+    """
+    checks: list[Callable[[], Iterator[str]]] = [
+        _platform,
+        _versions,
+        _openslide,
+        _device,
+        _window,
+        _cache,
+        _model,
+    ]
+    lines = [line for check in checks for line in _guarded(check)]
+    if slide is not None:
+        lines += _guarded(lambda: _benchmark(slide))
+    problems = sum(line.startswith("!") for line in lines)
+    lines.append("healthy" if not problems else f"{problems} problem(s), marked with !")
+    return DoctorReport("\n".join(lines), healthy=not problems)
+
+
+def _guarded(check: Callable[[], Iterator[str]]) -> list[str]:
+    """A check that fails is a finding, not the end of the report."""
+    try:
+        return list(check())
+    except (MsamilError, ImportError, OSError, RuntimeError, ValueError) as error:
+        return [f"! {error}"]
+
+
+def _platform() -> Iterator[str]:
+    yield f"napari-msamil {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    yield f"processors {os.cpu_count()}"
+
+
+def _versions() -> Iterator[str]:
+    for name in _PACKAGES:
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"{'' if name in _OPTIONAL else '! '}{name} is not installed"
+
+
+def _openslide() -> Iterator[str]:
+    openslide = import_module("openslide")
+    yield f"OpenSlide library {openslide.__library_version__}"
+
+
+def _device() -> Iterator[str]:
+    import torch
+
+    from napari_msamil.device import choose_runtime
+
+    runtime = choose_runtime()
+    yield f"device auto → {runtime.device}, {runtime.precision}, {torch.get_num_threads()} threads"
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        yield f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
+
+
+def _window() -> Iterator[str]:
+    """The OpenGL that napari would draw with; only asked where there is a display."""
+    linux = sys.platform.startswith("linux")
+    if linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        yield "no display: napari cannot open a window here (msamil classify can work)"
+        return
+    try:
+        version("napari")
+    except PackageNotFoundError:
+        return
+    yield "display found; napari ▸ Help ▸ napari info tells the OpenGL version"
+
+
+def _cache() -> Iterator[str]:
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".doctor-{os.getpid()}"
+    probe.write_bytes(b"ok")
+    probe.unlink()
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    yield f"cache {folder}, {size / 2**20:.1f} MiB, writable"
+
+
+def _model() -> Iterator[str]:
+    from napari_msamil.checkpoint import load_checkpoint, selftest
+
+    start = time.perf_counter()
+    loaded = load_checkpoint("demo")
+    seconds = time.perf_counter() - start
+    result = selftest(loaded)
+    mark = "" if result.ok else "! "
+    yield f"{mark}demo model loaded in {seconds:.2f} s, recorded logits differ by {result.max_abs_diff:.1e}"
+
+
+def _benchmark(path: Path) -> Iterator[str]:
+    """Patches per second of this slide, reading and encoding each on their own."""
+    from napari_msamil.checkpoint import load_checkpoint
+    from napari_msamil.config import Strategy
+    from napari_msamil.device import choose_runtime
+    from napari_msamil.inference import PatchEncoder
+    from napari_msamil.patch_reader import read_patches
+    from napari_msamil.patches import make_grid
+    from napari_msamil.slide import open_slide
+    from napari_msamil.tissue import find_tissue
+
+    loaded = load_checkpoint("demo")
+    encoder = PatchEncoder(loaded, choose_runtime())
+    with open_slide(path) as slide:
+        yield f"{path.name}: backend {slide.info.backend}, {slide.info.level_count} levels"
+        tissue = find_tissue(slide, loaded.config.tissue)
+        spec = loaded.config.patches.model_copy(update={"strategy": Strategy.TISSUE})
+        grid = make_grid(slide.info, spec, tissue, tissue=tissue)
+        start, count, batch = time.perf_counter(), 0, None
+        for batch in read_patches(slide, grid):
+            count += len(batch.index)
+            if time.perf_counter() - start > _BENCHMARK_S:
+                break
+        yield f"reading {count / (time.perf_counter() - start):.0f} patches/s"
+    if batch is not None:
+        encoder(batch.pixels)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < _BENCHMARK_S:
+            count += len(encoder(batch.pixels))
+        yield f"encoding {count / (time.perf_counter() - start):.0f} patches/s"
