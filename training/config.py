@@ -105,7 +105,9 @@ class E2ESpec(LoopSpec):
         allow_batchnorm_trap: Run `batch` statistics together with a memory mode that recomputes.
         memory: `none`, `selective`, `chunked`, `two-pass`, or `auto`: the fastest that fits.
         memory_gb: Memory the step may use in GB; 0 asks the device.
-        chunk: Patches per encoder call in `chunked` and `two-pass`.
+        chunk: Patches per encoder call where a mode works in chunks.
+        together: Slides of one accumulation window that are encoded in one call; more than 1 mixes slides in the
+            batch statistics of `batch`.
         compile: Compile the encoder with the fixed chunk shape.
         start: Start weights of the backbone: `random`, `imagenet`, or a name timm knows (`hf-hub:` names too).
         eval_instances: Patches per slide in validation (drawn once, the same each time); 0 is all of P_all.
@@ -125,6 +127,7 @@ class E2ESpec(LoopSpec):
     memory: Literal["auto", "none", "selective", "chunked", "two-pass"] = "auto"
     memory_gb: float = Field(default=0.0, ge=0)
     chunk: int = Field(default=20, ge=1)
+    together: int = Field(default=1, ge=1)
     compile: bool = False
     start: str = "random"
     eval_instances: int = Field(default=200, ge=0)

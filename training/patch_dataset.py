@@ -1,0 +1,227 @@
+"""P_all of Algorithm 2: all non-background patches of a slide at three scales, and the draws from it.
+
+A draw depends only on the generator it is given. Patches come in paper order, because a grid is in paper order and
+drawn positions are sorted. Slides are opened once to lay out their grid and again when patches are read; decoded
+patches are kept in memory within a budget.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from napari_msamil.config import Strategy
+from napari_msamil.errors import CohortError, MsamilError
+from napari_msamil.patch_reader import read_patches
+from napari_msamil.patches import make_grid
+from napari_msamil.slide import open_slide
+from napari_msamil.tissue import find_tissue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from napari_msamil.config import ModelConfig
+    from napari_msamil.patches import PatchGrid
+
+    from .cohort import CohortRow
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Patches of one visit.
+
+    Attributes:
+        slide: Name of the slide.
+        label: Class index.
+        pixels: uint8 (N, H, W, 3).
+        coords: float32 (N, 2), corners as shares of the slide, x then y.
+        scale: int64 (N,).
+    """
+
+    slide: str
+    label: int
+    pixels: Tensor
+    coords: Tensor
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+class PatchPool:
+    """P_all of several slides, read on demand. Safe to use from several threads.
+
+    Args:
+        rows: The slides.
+        config: Scales, tissue detection, classes.
+        cache_gb: Decoded patches kept in memory.
+
+    Raises:
+        CohortError: A label is none of the model's classes.
+    """
+
+    def __init__(
+        self, rows: Sequence[CohortRow], config: ModelConfig, cache_gb: float = 0.0
+    ) -> None:
+        unknown = sorted({r.label for r in rows} - set(config.classes))
+        if unknown:
+            raise CohortError(
+                f"Labels {unknown} are none of the model's classes {list(config.classes)}. "
+                "Add them to model.classes or take those slides out."
+            )
+        self.rows = list(rows)
+        self.names = [row.slide_id for row in self.rows]
+        self.labels = [config.classes.index(row.label) for row in self.rows]
+        self._tissue = config.tissue
+        self._spec = config.patches.model_copy(
+            update={"strategy": Strategy.TISSUE, "max_patches": None}
+        )
+        self._grids: dict[int, PatchGrid] = {}
+        self._cache: dict[int, NDArray[np.uint8]] = {}
+        self._room = int(cache_gb * 1e9)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def grid(self, item: int) -> PatchGrid:
+        """All non-background patches of a slide, in paper order.
+
+        Raises:
+            MsamilError: The slide cannot be opened, has no resolution, or no tissue.
+        """
+        if item not in self._grids:
+            row = self.rows[item]
+            with open_slide(row.path, mpp=row.mpp) as slide:
+                tissue = find_tissue(slide, self._tissue)
+                self._grids[item] = make_grid(
+                    slide.info, self._spec, tissue, tissue=tissue
+                )
+        return self._grids[item]
+
+    def draw(
+        self, item: int, count: int, rng: np.random.Generator, sampling: str = "uniform"
+    ) -> Draw:
+        """Draw patches without replacement; all where there are fewer, or where `count` is 0.
+
+        Raises:
+            MsamilError: The slide, or any drawn patch, cannot be read.
+        """
+        grid = self.grid(item)
+        chosen = choose(grid.scale, count, rng, sampling)
+        pixels = self._read(item, grid, chosen)
+        size = np.asarray(grid.size_wh0, np.float64)
+        shares = (grid.coords_xy0[chosen] / size).astype(np.float32)
+        return Draw(
+            self.names[item],
+            self.labels[item],
+            torch.from_numpy(pixels),
+            torch.from_numpy(shares),
+            torch.from_numpy(grid.scale[chosen].astype(np.int64)),
+        )
+
+    def _read(
+        self, item: int, grid: PatchGrid, chosen: NDArray[np.intp]
+    ) -> NDArray[np.uint8]:
+        if item in self._cache:
+            return self._cache[item][chosen]
+        side = grid.spec.scales[0].size_px
+        whole = len(grid) * side * side * 3
+        with self._lock:
+            keep = whole <= self._room
+            self._room -= whole if keep else 0
+        if not keep:
+            return self._decode(item, grid, chosen)
+        self._cache[item] = self._decode(item, grid, np.arange(len(grid)))
+        return self._cache[item][chosen]
+
+    def _decode(
+        self, item: int, grid: PatchGrid, chosen: NDArray[np.intp]
+    ) -> NDArray[np.uint8]:
+        row, side = self.rows[item], grid.spec.scales[0].size_px
+        place = np.full(len(grid), -1)
+        place[chosen] = np.arange(len(chosen))
+        by_scale = chosen[np.argsort(grid.scale[chosen], kind="stable")]
+        pixels = np.empty((len(chosen), side, side, 3), np.uint8)
+        with open_slide(row.path, mpp=row.mpp) as slide:
+            for batch in read_patches(slide, grid, order=by_scale):
+                pixels[place[batch.index]] = batch.pixels
+        return pixels
+
+
+def choose(
+    scale: NDArray[np.int8], count: int, rng: np.random.Generator, sampling: str
+) -> NDArray[np.intp]:
+    """Sorted positions of a draw without replacement (Algorithm 2, line 2).
+
+    Args:
+        scale: (N,) scale index of each patch of P_all.
+        count: How many; 0 or at least N takes all.
+        rng: Decides.
+        sampling: `uniform` over P_all, or `stratified`: an equal share of each scale, the rest from what is left.
+    """
+    total = len(scale)
+    if count == 0 or count >= total:
+        return np.arange(total)
+    if sampling == "uniform":
+        return np.sort(rng.choice(total, size=count, replace=False))
+    present = np.unique(scale)
+    share = count // len(present)
+    groups = [rng.permutation(np.flatnonzero(scale == s))[:share] for s in present]
+    taken = np.concatenate(groups)
+    rest = np.setdiff1d(np.arange(total), taken)
+    more = rng.choice(rest, size=count - len(taken), replace=False)
+    return np.sort(np.concatenate([taken, more]))
+
+
+class ReadAhead(Generic[_T, _R]):
+    """Results of a function over a list of arguments, the next ones computed in threads while one is used.
+
+    Expected errors (`MsamilError`) come back as values, so that one bad slide does not end the rest.
+    """
+
+    def __init__(
+        self, work: Callable[[_T], _R], arguments: Sequence[_T], ahead: int
+    ) -> None:
+        self._work = work
+        self._left = deque(arguments)
+        self._waiting: deque[Future[_R | MsamilError]] = deque()
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(
+            max(ahead, 1), thread_name_prefix="msamil-ahead"
+        )
+
+    def __iter__(self) -> Iterator[_R | MsamilError]:
+        return self
+
+    def __next__(self) -> _R | MsamilError:
+        """The next result in the order of the arguments."""
+        while self._left and len(self._waiting) <= self._ahead:
+            self._waiting.append(self._pool.submit(self._try, self._left.popleft()))
+        if not self._waiting:
+            self.close()
+            raise StopIteration
+        return self._waiting.popleft().result()
+
+    def _try(self, argument: _T) -> _R | MsamilError:
+        try:
+            return self._work(argument)
+        except MsamilError as error:
+            return error
+
+    def close(self) -> None:
+        """Drop what has not begun and end the threads."""
+        self._left.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
