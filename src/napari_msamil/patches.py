@@ -59,6 +59,11 @@ class PatchGrid:
         return len(self.coords_xy0)
 
     @property
+    def step_px0(self) -> tuple[int, ...]:
+        """Distance between neighbouring patches of each scale in level-0 pixels."""
+        return tuple(max(1, round(side * self.spec.stride)) for side in self.size_px0)
+
+    @property
     def boxes_xywh0(self) -> NDArray[np.int64]:
         """int64 (N, 4): left, top, width, height of each patch in level-0 pixels."""
         sides = np.asarray(self.size_px0, dtype=np.int64)[self.scale]

@@ -1,0 +1,181 @@
+"""Slides, masks and overlays as napari layer tuples: the one place where x, y become row, column.
+
+Every layer is placed in µm on the slide: a cell of d level-0 pixels has scale d·mpp and translation
+(d − 1)/2·mpp, so that its outer edge falls on the slide's outer edge exactly. Nothing here needs a window.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from napari_msamil.gui.strings import LAYER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from napari_msamil.masks import SlideMask
+    from napari_msamil.overlay import Overlay
+    from napari_msamil.patches import PatchGrid
+    from napari_msamil.result import SlideResult
+    from napari_msamil.slide.base import Slide, SlideInfo
+
+LayerTuple = tuple[Any, dict[str, Any], str]
+
+KEY = "msamil"
+"""Key of our entry in a layer's metadata."""
+
+MASK_COLOURS = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (0.93, 0.27, 0.45, 1)}
+
+
+def pixel_um_yx(info: SlideInfo) -> tuple[float, float]:
+    """µm per level-0 pixel along y and x; 1, 1 where the slide has no known pixel size."""
+    if info.mpp_yx is not None:
+        return info.mpp_yx
+    return (info.mpp, info.mpp) if info.mpp is not None else (1.0, 1.0)
+
+
+def placement(info: SlideInfo, cell_xy0: tuple[float, float]) -> dict[str, Any]:
+    """Scale, translation and units of a grid whose cells are `cell_xy0` level-0 pixels wide and high."""
+    mpp_y, mpp_x = pixel_um_yx(info)
+    cell_x, cell_y = cell_xy0
+    units = "um" if info.mpp is not None else "pixel"
+    return {
+        "scale": (cell_y * mpp_y, cell_x * mpp_x),
+        "translate": ((cell_y - 1) / 2 * mpp_y, (cell_x - 1) / 2 * mpp_x),
+        "units": (units, units),
+    }
+
+
+def world_yx(info: SlideInfo, xy0: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Level-0 positions (N, 2) x, y as napari world coordinates (N, 2) y, x in µm.
+
+    A position of 0 is the left edge of the first pixel, whose centre is napari's origin.
+    """
+    mpp_y, mpp_x = pixel_um_yx(info)
+    xy = np.asarray(xy0, dtype=np.float64) - 0.5
+    return np.stack([xy[:, 1] * mpp_y, xy[:, 0] * mpp_x], axis=1)
+
+
+def level0_xy(info: SlideInfo, world: Sequence[float]) -> tuple[float, float]:
+    """A napari world position (…, y, x) in µm as a level-0 position x, y."""
+    mpp_y, mpp_x = pixel_um_yx(info)
+    return float(world[-1]) / mpp_x + 0.5, float(world[-2]) / mpp_y + 0.5
+
+
+def slide_layer(slide: Slide) -> LayerTuple:
+    """The slide as a lazy multiscale RGB image; its metadata keeps the open slide."""
+    from napari_msamil.slide.pyramid import lazy_pyramid
+
+    info = slide.info
+    meta = {
+        "name": info.name,
+        "rgb": True,
+        "multiscale": True,
+        "contrast_limits": (0, 255),
+        "metadata": {KEY: {"role": "slide", "slide": slide}},
+        **placement(info, (1.0, 1.0)),
+    }
+    return lazy_pyramid(slide), meta, "image"
+
+
+def mask_layer(mask: SlideMask, info: SlideInfo) -> LayerTuple:
+    """The mask as a single-scale labels layer (a multiscale one cannot be painted), 1 is lesion."""
+    from napari.utils.colormaps import DirectLabelColormap
+
+    meta = {
+        "name": LAYER.mask,
+        "opacity": 0.45,
+        "colormap": DirectLabelColormap(color_dict=dict(MASK_COLOURS)),
+        "metadata": {KEY: {"role": "mask", "info": info, "source": mask.source}},
+        **placement(info, mask.downsample_xy),
+    }
+    return mask.mask.astype(np.uint8), meta, "labels"
+
+
+def overlay_layer(
+    overlay: Overlay, *, role: str, result: SlideResult | None = None, **style: Any
+) -> LayerTuple:
+    """One grid of values as an image: a cell is a pixel, NaN is transparent."""
+    values = overlay.values
+    high = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
+    meta = {
+        "name": overlay.name,
+        "colormap": "inferno",
+        "contrast_limits": (0.0, max(high, 1e-9)),
+        "opacity": 0.6,
+        "blending": "translucent",
+        "interpolation2d": "nearest",
+        "scale": overlay.scale_yx_um,
+        "translate": overlay.translate_yx_um,
+        "units": ("um", "um"),
+        "metadata": {
+            KEY: {"role": role, "scale": overlay.scale_name, "result": result}
+        },
+    }
+    return values, meta | style, "image"
+
+
+def patch_layer(grid: PatchGrid, info: SlideInfo, scale: int) -> LayerTuple:
+    """Preview of the selected patches of one scale: lesion share per patch."""
+    from napari_msamil.overlay import patch_map
+
+    values = patch_map(grid, grid.lesion_fraction, scale)
+    step = float(grid.step_px0[scale])
+    name = grid.spec.scales[scale].name
+    meta = {
+        "name": LAYER.patches.format(scale=name),
+        "colormap": "viridis",
+        "contrast_limits": (0.0, 1.0),
+        "opacity": 0.4,
+        "interpolation2d": "nearest",
+        "metadata": {KEY: {"role": "patches", "scale": name}},
+        **placement(info, (step, step)),
+    }
+    return values, meta, "image"
+
+
+def top_patch_points(
+    result: SlideResult, indices: NDArray[np.integer], name: str
+) -> LayerTuple:
+    """Chosen patches as points with features, for napari's features table."""
+    grid, info = result.grid, result.info
+    sizes = np.asarray(grid.size_px0)[grid.scale[indices]]
+    centres = grid.coords_xy0[indices] + sizes[:, None] / 2
+    features: dict[str, Any] = {
+        "rank": np.arange(1, len(indices) + 1),
+        "scale": [grid.spec.scales[int(s)].name for s in grid.scale[indices]],
+        "attention": result.attention[indices],
+        "lesion_fraction": grid.lesion_fraction[indices],
+        "x": grid.coords_xy0[indices, 0],
+        "y": grid.coords_xy0[indices, 1],
+        "patch": np.asarray(indices),
+    }
+    if result.query_attention is not None:
+        features["query"] = result.query_attention[:, indices].argmax(axis=0)
+    meta = {
+        "name": name,
+        "features": features,
+        "size": 12,
+        "canvas_size_limits": (6, 14),
+        "symbol": "square",
+        "face_color": "transparent",
+        "border_color": "#39ff14",
+        "border_width": 0.15,
+        "scale": (1.0, 1.0),
+        "units": ("um", "um"),
+        "metadata": {KEY: {"role": "top", "result": result}},
+    }
+    return world_yx(info, centres), meta, "points"
+
+
+def mask_from_labels(
+    labels: NDArray[np.integer], size_wh0: tuple[int, int]
+) -> SlideMask:
+    """A painted labels array as a user's mask; any label but 0 is lesion."""
+    from napari_msamil.masks import MaskSource, SlideMask
+
+    return SlideMask(np.asarray(labels) > 0, size_wh0, MaskSource.USER)

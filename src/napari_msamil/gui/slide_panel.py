@@ -1,0 +1,196 @@
+"""Section 1: which slide, and is its pixel size known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QLabel
+
+from napari_msamil.errors import MsamilError
+from napari_msamil.gui.buttons import button
+from napari_msamil.gui.layers import KEY, placement
+from napari_msamil.gui.section import Panel, State, note, row
+from napari_msamil.gui.strings import SLIDE, TITLE
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Layer
+
+    from napari_msamil.gui.session import Session
+    from napari_msamil.slide.base import SlideInfo
+
+_SOURCES = {
+    "tag": SLIDE.source_tag,
+    "objective": SLIDE.source_objective,
+    "tiff": SLIDE.source_tiff,
+    "user": SLIDE.source_user,
+}
+
+
+class SlidePanel(Panel):
+    """Open, choose and calibrate the slide."""
+
+    title = TITLE.slide
+
+    def __init__(self, session: Session, viewer: ViewerModel) -> None:
+        super().__init__(session)
+        self._viewer = viewer
+        self._combo = QComboBox()
+        self._combo.setToolTip(SLIDE.choose_tip)
+        self._combo.setSizeAdjustPolicy(
+            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        )
+        self._combo.setMinimumContentsLength(12)
+        self._combo.currentIndexChanged.connect(self._on_chosen)
+        self._open = button(SLIDE.open, SLIDE.open_tip, self._on_open)
+        self._sample = button(SLIDE.sample, SLIDE.sample_tip, self._on_sample)
+        self._facts = note(SLIDE.hint)
+        self._mpp = QDoubleSpinBox()
+        self._mpp.setDecimals(4)
+        self._mpp.setRange(0.01, 100.0)
+        self._mpp.setSingleStep(0.01)
+        self._mpp.setValue(0.25)
+        self._mpp.setSuffix(" µm/px")
+        self._mpp.setToolTip(SLIDE.mpp_tip)
+        self._mpp.setAccessibleName(SLIDE.mpp_label)
+        self._set_mpp = button(SLIDE.mpp_set, SLIDE.mpp_tip, self._on_mpp)
+        self._mpp_label = QLabel(SLIDE.mpp_label)
+        self._warnings = note()
+        self._warnings.setStyleSheet("color: #d08a1e;")
+        self._smooth = QCheckBox(SLIDE.smooth)
+        self._smooth.setToolTip(SLIDE.smooth_tip)
+        self._smooth.setChecked(_is_async())
+        self._smooth.toggled.connect(_set_async)
+        self.column.addLayout(row(self._combo, self._open, self._sample, stretch=0))
+        self.column.addWidget(self._facts)
+        self.column.addLayout(
+            row(self._mpp_label, self._mpp, self._set_mpp, self._smooth)
+        )
+        self.column.addWidget(self._warnings)
+        session.slide_changed.connect(self.refresh)
+        viewer.layers.events.inserted.connect(self._on_layers)
+        viewer.layers.events.removed.connect(self._on_layers)
+        self._on_layers()
+
+    def slide_layers(self) -> list[Layer]:
+        """Layers that hold an open slide."""
+        return [
+            layer
+            for layer in self._viewer.layers
+            if layer.metadata.get(KEY, {}).get("role") == "slide"
+        ]
+
+    def _on_layers(self, event: object = None) -> None:
+        """Slides came or went; a new one is taken at once if there was none."""
+        layers = self.slide_layers()
+        if self.session.layer is not None and self.session.layer not in layers:
+            self.session.forget_layer(self.session.layer)
+        self._combo.blockSignals(True)
+        self._combo.clear()
+        for layer in layers:
+            self._combo.addItem(layer.name, layer)
+        if layers:
+            at = (
+                layers.index(self.session.layer) if self.session.layer in layers else -1
+            )
+            self._combo.setCurrentIndex(at if at >= 0 else len(layers) - 1)
+        self._combo.blockSignals(False)
+        self._on_chosen()
+
+    def _on_chosen(self, index: int = 0) -> None:
+        layer = self._combo.currentData()
+        if layer is not None:
+            self.session.set_slide(layer.metadata[KEY]["slide"], layer)
+        self.refresh()
+
+    def _on_open(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(self, SLIDE.open, "", SLIDE.filter)
+        if name:
+            self.open_path(Path(name))
+
+    def open_path(self, path: Path) -> None:
+        """Open a slide as a new layer; what goes wrong is told in a sentence."""
+        from napari_msamil.gui.reader import read_slides
+
+        try:
+            self._add(read_slides(str(path)))
+        except MsamilError as error:
+            self.session.failed.emit(str(error))
+
+    def _on_sample(self) -> None:
+        from napari_msamil.gui.sample_data import demo_slide_layers
+
+        try:
+            self._add(demo_slide_layers())
+        except MsamilError as error:
+            self.session.failed.emit(str(error))
+
+    def _add(self, layers: list[tuple[object, dict[str, object], str]]) -> None:
+        from napari.layers import Layer
+
+        for data in layers:
+            layer = self._viewer.add_layer(Layer.create(*data))
+            self._combo.setCurrentIndex(self._combo.findData(layer))
+        self._viewer.reset_view()
+
+    def _on_mpp(self) -> None:
+        try:
+            self.session.set_mpp(self._mpp.value())
+        except MsamilError as error:
+            self.session.failed.emit(str(error))
+            return
+        slide, layer = self.session.slide, self.session.layer
+        if slide is not None and layer is not None:
+            for name, value in placement(slide.info, (1.0, 1.0)).items():
+                setattr(layer, name, value)
+            self._viewer.reset_view()
+
+    def refresh(self) -> None:
+        """Show the session's slide."""
+        slide = self.session.slide
+        for widget in (self._mpp, self._set_mpp, self._mpp_label):
+            widget.setVisible(slide is not None)
+        if slide is None:
+            self._facts.setText(SLIDE.hint)
+            self._warnings.setVisible(False)
+            self.sum_up(SLIDE.empty, State.EMPTY)
+            return
+        self._show(slide.info)
+
+    def _show(self, info: SlideInfo) -> None:
+        width, height = info.size_wh0
+        facts = SLIDE.facts.format(
+            width=width,
+            height=height,
+            levels=info.level_count,
+            plural="" if info.level_count == 1 else "s",
+            vendor=info.vendor,
+        )
+        warnings = list(info.warnings)
+        if info.mpp is None:
+            warnings.insert(0, SLIDE.mpp_unknown)
+            summary, state = f"{info.name} · ? µm/px", State.STALE
+        else:
+            known = SLIDE.mpp_known.format(
+                mpp=info.mpp, source=_SOURCES[str(info.mpp_source)]
+            )
+            facts += f"\n{known}"
+            summary, state = f"{info.name} · {info.mpp:.3g} µm/px", State.DONE
+            self._mpp.setValue(info.mpp)
+        self._facts.setText(facts)
+        self._warnings.setText("\n".join(warnings))
+        self._warnings.setVisible(bool(warnings))
+        self.sum_up(summary, state)
+
+
+def _is_async() -> bool:
+    from napari.settings import get_settings
+
+    return bool(get_settings().experimental.async_)
+
+
+def _set_async(on: bool) -> None:
+    from napari.settings import get_settings
+
+    get_settings().experimental.async_ = on

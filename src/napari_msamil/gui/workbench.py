@@ -1,0 +1,95 @@
+"""The dock widget: the sections in the order of the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+
+from napari_msamil.gui.classify_panel import ClassifyPanel
+from napari_msamil.gui.mask_panel import MaskPanel
+from napari_msamil.gui.model_panel import ModelPanel
+from napari_msamil.gui.patches_panel import PatchesPanel
+from napari_msamil.gui.result_panel import ResultPanel
+from napari_msamil.gui.session import session_of
+from napari_msamil.gui.slide_panel import SlidePanel
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+    from qtpy.QtGui import QCloseEvent
+
+    from napari_msamil.gui.section import Panel
+
+
+class WorkbenchWidget(QScrollArea):
+    """Slide → Model → Mask → Patches → Classify → Result.
+
+    Args:
+        napari_viewer: The viewer it is docked in.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.session = session_of(napari_viewer)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setMinimumWidth(380)
+        self.classify_panel = ClassifyPanel(self.session)
+        self.slide_panel = SlidePanel(self.session, napari_viewer)
+        self.model_panel = ModelPanel(self.session)
+        self.mask_panel = MaskPanel(
+            self.session, napari_viewer, self.classify_panel.find_mask
+        )
+        self.patches_panel = PatchesPanel(
+            self.session, napari_viewer, self._show_sample
+        )
+        self.result_panel = ResultPanel(
+            self.session, napari_viewer, lambda: self.classify_panel.running
+        )
+        self._fill()
+        if self.session.header is None:
+            self.model_panel.choose(self.session.model_ref)
+        self.viewer.canvas.overlays.scale_bar.visible = True
+
+    @property
+    def panels(self) -> list[Panel]:
+        """All sections, top to bottom."""
+        return [
+            self.slide_panel,
+            self.model_panel,
+            self.mask_panel,
+            self.patches_panel,
+            self.classify_panel,
+            self.result_panel,
+        ]
+
+    def _fill(self) -> None:
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(6, 6, 6, 6)
+        column.setSpacing(6)
+        for panel in self.panels:
+            column.addWidget(panel.section)
+            line = QFrame()
+            line.setFrameShape(QFrame.Shape.HLine)
+            line.setStyleSheet("color: rgba(128, 128, 128, 90);")
+            column.addWidget(line)
+        column.addStretch(1)
+        self.setWidget(inside)
+
+    def _show_sample(self) -> None:
+        pass
+
+    def close_down(self) -> None:
+        """Stop every job and let go of the viewer."""
+        for panel in self.panels:
+            panel.close_down()
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        """The dock is closed."""
+        self.close_down()
+        super().closeEvent(event)
