@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbs.add_parser(name, help=text, add_help=False)
     first, rest = parser.parse_known_args(words[:1])[0], words[1:]
     try:
-        return _run_verb(first.verb, rest)
+        return run_verb(first.verb, rest)
     except ConfigError as error:
         print(f"msamil-train {first.verb}: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run_verb(name: str, words: list[str]) -> int:
+def run_verb(name: str, words: list[str]) -> int:
+    """Run one verb with its arguments; its errors are the caller's."""
     module = import_module(f"{__package__}.{name}")
     parser = argparse.ArgumentParser(
         prog=f"msamil-train {name}",

@@ -1,0 +1,130 @@
+"""Save the patch features of a cohort, through the plugin's own functions: what is trained on is what is run.
+
+One bag per slide, `<slide_id>.pt` (or .h5 with the keys of CLAM and TRIDENT, or .zarr), with coordinates, scale, µm
+per pixel and encoder id. Finished slides are skipped; a slide that fails is named, and the others still finish.
+
+    msamil-train extract --model model.safetensors --cohort cohort.csv -o features/
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from napari_msamil.annotations import read_mask
+from napari_msamil.checkpoint import load_checkpoint
+from napari_msamil.config import Strategy
+from napari_msamil.device import choose_runtime
+from napari_msamil.errors import CohortError, MsamilError
+from napari_msamil.inference import encode_patches
+from napari_msamil.patches import box_fractions, make_grid
+from napari_msamil.pipeline import find_mask
+from napari_msamil.progress import finish
+from napari_msamil.slide import open_slide
+from napari_msamil.tissue import find_tissue
+
+from .bags import StoredBag, save_bag
+from .cohort import read_cohort
+from .config import ExtractSpec, add_recipe_arguments, describe, read_recipe, section
+
+if TYPE_CHECKING:
+    import argparse
+
+    from napari_msamil.checkpoint import LoadedModel
+    from napari_msamil.device import Runtime
+    from napari_msamil.masks import SlideMask
+    from napari_msamil.slide import Slide
+
+    from .cohort import CohortRow
+
+INSTANCE_POSITIVE = 0.5
+"""A patch counts as lesion, for instance labels, if the cohort's mask covers more than this share of it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `msamil-train extract`."""
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--cohort", type=Path, required=True, help="cohort table (.csv)"
+    )
+    parser.add_argument("--model", required=True, help="checkpoint, hf://…, or demo")
+    parser.epilog = "settings ([extract] in the recipe):\n" + describe(
+        ExtractSpec, "extract"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract as the arguments say; 1 if some slide failed."""
+    from tqdm import tqdm
+
+    spec = section(read_recipe(args.config, args.overrides), "extract", ExtractSpec)
+    cohort = read_cohort(args.cohort, need_labels=False)
+    runtime = choose_runtime(args.device, args.precision)
+    loaded = load_checkpoint(args.model, device=runtime.device)
+    failed = {}
+    for row in tqdm(cohort.rows, desc="extract", unit="slide", file=sys.stderr):
+        path = args.out / f"{row.slide_id}.{spec.format}"
+        if path.exists():
+            continue
+        try:
+            save_bag(path, extract_slide(row, loaded, spec, runtime))
+        except MsamilError as error:
+            failed[row.slide_id] = str(error)
+    for name, reason in failed.items():
+        print(f"{name}: {reason}", file=sys.stderr)  # noqa: T201
+    done = len(cohort) - len(failed)
+    print(f"{done} of {len(cohort)} slides have bags in {args.out}")  # noqa: T201
+    return 1 if failed else 0
+
+
+def extract_slide(
+    row: CohortRow, loaded: LoadedModel, spec: ExtractSpec, runtime: Runtime
+) -> StoredBag:
+    """Features of the chosen patches of one slide.
+
+    Raises:
+        MsamilError: The slide cannot be read, or no patch is chosen.
+    """
+    with open_slide(row.path, mpp=row.mpp) as slide:
+        patches = loaded.config.patches.model_copy(
+            update={"strategy": Strategy(spec.patches)}
+        )
+        tissue = find_tissue(slide, loaded.config.tissue)
+        mask = tissue
+        if patches.strategy is Strategy.LESION:
+            mask = _lesion(slide, row, loaded, spec, runtime)
+        grid = make_grid(slide.info, patches, mask, tissue=tissue)
+        bag = finish(encode_patches(slide, grid, loaded, runtime))
+        stored = StoredBag.from_feature_bag(bag, row.slide_id)
+        if row.mask is None:
+            return stored
+        truth = read_mask(row.mask, slide.info.size_wh0)
+    share = box_fractions(truth, grid.boxes_xywh0)
+    labels = torch.from_numpy((share > INSTANCE_POSITIVE).astype(np.int8))
+    return replace(stored, instance_labels=labels)
+
+
+def _lesion(
+    slide: Slide,
+    row: CohortRow,
+    loaded: LoadedModel,
+    spec: ExtractSpec,
+    runtime: Runtime,
+) -> SlideMask:
+    """The lesion mask from where the settings say.
+
+    Raises:
+        CohortError: The file is asked for, but the row has none.
+    """
+    if spec.mask == "model" or (spec.mask == "auto" and row.mask is None):
+        return find_mask(slide, loaded, runtime)[0]
+    if row.mask is None:
+        raise CohortError(
+            f"{row.slide_id} has no mask file. Fill the column mask, or set extract.mask to 'auto' or 'model'."
+        )
+    return read_mask(row.mask, slide.info.size_wh0)
