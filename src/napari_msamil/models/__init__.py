@@ -35,6 +35,15 @@ __all__ = [
 AGGREGATORS: dict[str, tuple[str, str]] = {
     "iaam": ("iaam", "IAAM"),
     "abmil": ("abmil", "ABMIL"),
+    "clam_sb": ("clam", "CLAMSingle"),
+    "clam_mb": ("clam", "CLAMMulti"),
+    "dsmil": ("dsmil", "DSMIL"),
+    "dtfd": ("dtfd", "DTFD"),
+    "transmil": ("transmil", "TransMIL"),
+    "mambamil": ("mambamil", "MambaMIL"),
+    "csmil": ("csmil", "CSMIL"),
+    "milbooster": ("milbooster", "MILBooster"),
+    "dasmil": ("dasmil", "DASMIL"),
 }
 """Registry name → module of this package and class in it."""
 

@@ -66,11 +66,13 @@ class InstanceScores(nn.Module):
         gated: bool,
         phi: str = "tanh",
         bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.v = nn.Linear(dim, hidden, bias=bias)
         self.u = nn.Linear(dim, hidden, bias=bias) if gated else None
         self.phi = activation(phi)
+        self.drop = nn.Dropout(dropout)
         self.w = nn.Linear(hidden, out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class InstanceScores(nn.Module):
         hidden = self.phi(self.v(x))
         if self.u is not None:
             hidden = hidden * torch.sigmoid(self.u(x))
-        scores: Tensor = self.w(hidden)
+        scores: Tensor = self.w(self.drop(hidden))
         return scores
 
 

@@ -68,6 +68,9 @@ class Aggregator(nn.Module, ABC):
         Args: The class of arguments of the method; unknown keys are refused.
         needs_positions: Whether coordinates and scale are part of the method.
         one_by_one: Whether `_pool` takes only one bag at a time.
+        needs_negatives: Whether `fit` must see features of negative bags before training.
+        bag_loss_weight: The training loss is `bag_loss_weight · CE(logits, label) + Σ output.losses`, whose terms
+            are weighted already.
         in_dim: Width of the features.
         n_classes: Number of classes.
     """
@@ -75,6 +78,8 @@ class Aggregator(nn.Module, ABC):
     Args: ClassVar[type[Spec]] = Spec
     needs_positions: ClassVar[bool] = False
     one_by_one: ClassVar[bool] = False
+    needs_negatives: ClassVar[bool] = False
+    bag_loss_weight: float = 1.0
 
     def __init__(self, in_dim: int, n_classes: int, args: Any = None) -> None:
         super().__init__()
@@ -146,6 +151,10 @@ class Aggregator(nn.Module, ABC):
     ) -> MILOutput:
         """The method itself, for bags of equal length without padding: x (B, N, D)."""
 
+    def fit(self, negatives: Tensor) -> None:
+        """Learn from features (M, in_dim) of negative bags before training; most methods need nothing."""
+        del negatives
+
     def _check_width(self, features: Tensor) -> None:
         if features.ndim != 3 or features.shape[2] != self.in_dim:
             raise ConfigError(
@@ -198,6 +207,16 @@ def _unpad(part: Tensor, valid: Tensor, axis: int) -> Tensor:
     shape = list(part.shape)
     shape[axis] = len(valid)
     return part.new_zeros(shape).index_copy(axis, valid.nonzero().squeeze(1), part)
+
+
+def normalise_positive(weights: Tensor) -> Tensor:
+    """Negative values to 0, then shares that sum to 1 over the last axis; equal shares where nothing is left."""
+    positive = weights.float().clamp_min(0)
+    total = positive.sum(-1, keepdim=True)
+    equal = torch.full_like(positive, 1 / positive.shape[-1])
+    return torch.where(
+        total > 0, positive / total.clamp_min(torch.finfo(torch.float32).tiny), equal
+    )
 
 
 def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
