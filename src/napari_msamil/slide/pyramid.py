@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import dask.array as da
 import numpy as np
 
-from napari_msamil.errors import RegionError
+from napari_msamil.slide.faults import read_for_display
+from napari_msamil.slide.tile_archive import TILE_PX
+from napari_msamil.slide.virtual import VirtualPyramid, needs_virtual_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
+    from napari_msamil.errors import RegionError
     from napari_msamil.slide.base import Slide
+
+    ReadBox = Callable[[int, int, int, int], tuple[NDArray[np.uint8], bool]]
 
 CHUNK_PX = 512
 """Aim of a chunk's side: 256–512 gave the shortest stalls in napari, 1024 and more the longest."""
 CACHE_BYTES = 256 << 20
-FAULT_RGB = (255, 0, 255)
-"""Stripes over an unreadable chunk: a colour no stain has, so that it cannot be taken for glass."""
 
 
 class ChunkCache:
@@ -59,58 +63,42 @@ class ChunkCache:
 
 
 class LevelArray:
-    """One level as an array-like that dask slices; every slice is one read.
+    """One level as an array-like (H, W, 3) that dask slices; every slice is one read.
 
     Args:
-        slide: The slide; it stays open as long as the array is used.
-        level: Pyramid level.
+        number: Position in the pyramid shown, the key of its chunks.
+        size_wh: Size of the level.
+        read: Reads x, y, width, height in its pixels; says whether the pixels are final and may be kept.
         cache: Chunks shared by all levels.
-        on_fault: Told of every unreadable chunk, which is shown striped.
     """
 
     ndim = 3
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self,
-        slide: Slide,
-        level: int,
-        cache: ChunkCache,
-        on_fault: Callable[[RegionError], None] | None = None,
+        self, number: int, size_wh: tuple[int, int], read: ReadBox, cache: ChunkCache
     ) -> None:
-        width, height = slide.info.level_sizes_wh[level]
-        self.shape = (height, width, 3)
-        self._slide = slide
-        self._level = level
+        self.shape = (size_wh[1], size_wh[0], 3)
+        self._number = number
+        self._read = read
         self._cache = cache
-        self._on_fault = on_fault
 
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
         rows, columns, channels = key
-        top, bottom, _ = rows.indices(self.shape[0])
-        left, right, _ = columns.indices(self.shape[1])
-        spot = (self._level, left, top, right, bottom)
+        top, bottom, row_step = rows.indices(self.shape[0])
+        left, right, column_step = columns.indices(self.shape[1])
+        spot = (self._number, left, top, right, bottom)
         chunk = self._cache.get(spot)
         if chunk is None:
-            chunk = self._read(left, top, right - left, bottom - top)
-            self._cache.put(spot, chunk)
-        return chunk[:, :, channels]
-
-    def _read(self, x: int, y: int, w: int, h: int) -> NDArray[np.uint8]:
-        try:
-            return self._slide.read_level(self._level, (x, y), (w, h))
-        except RegionError as error:
-            if self._on_fault is not None:
-                self._on_fault(error)
-            return striped(w, h)
-
-
-def striped(width: int, height: int) -> NDArray[np.uint8]:
-    """Diagonal stripes that mark unreadable pixels, uint8 (height, width, 3)."""
-    rows, columns = np.ogrid[:height, :width]
-    out = np.full((height, width, 3), 128, np.uint8)
-    out[(rows + columns) // 16 % 2 == 0] = FAULT_RGB
-    return out
+            if bottom <= top or right <= left:
+                return np.empty(
+                    (max(bottom - top, 0), max(right - left, 0), 3), np.uint8
+                )
+            chunk, is_final = self._read(left, top, right - left, bottom - top)
+            chunk.flags.writeable = False
+            if is_final:
+                self._cache.put(spot, chunk)
+        return chunk[::row_step, ::column_step, channels]
 
 
 def chunk_size(tile_size_wh: tuple[int, int]) -> tuple[int, int]:
@@ -126,24 +114,58 @@ def lazy_pyramid(
     *,
     on_fault: Callable[[RegionError], None] | None = None,
     cache_bytes: int = CACHE_BYTES,
+    virtual: VirtualPyramid | None = None,
 ) -> list[da.Array]:
     """The slide as a list of dask arrays (H, W, 3), finest first, for napari's `multiscale=True, rgb=True`.
 
+    A slide whose coarsest level is large gets virtual levels below it. Without `virtual` they are built by a
+    background thread that starts here and ends when the slide is closed. Show such layers with `cache=False`
+    (the arrays have a bounded cache of their own), so that tiles which were a preview are read again.
+
     Args:
         slide: An open slide; it must stay open as long as the arrays are used.
-        on_fault: Told of every chunk that cannot be decoded; such chunks are striped, never white.
+        on_fault: Told of every part that cannot be decoded; such parts are striped, never white.
         cache_bytes: Bound on decoded chunks held for all levels together.
+        virtual: Virtual levels that the caller builds, to follow their progress.
     """
     cache = ChunkCache(cache_bytes)
     info = slide.info
+    reads: list[ReadBox] = [
+        partial(_read_stored, slide, level, on_fault)
+        for level in range(info.level_count)
+    ]
+    sizes = list(info.level_sizes_wh)
+    chunks = [chunk_size(tile) for tile in info.level_tile_sizes_wh]
+    if virtual is None and needs_virtual_levels(info):
+        virtual = VirtualPyramid(slide)
+        virtual.start()
+    if virtual is not None:
+        reads += [
+            partial(virtual.read, level + 1)
+            for level in range(len(virtual.level_sizes_wh))
+        ]
+        sizes += virtual.level_sizes_wh
+        chunks += [(TILE_PX, TILE_PX)] * len(virtual.level_sizes_wh)
     return [
         da.from_array(  # type: ignore[no-untyped-call]
-            LevelArray(slide, level, cache, on_fault),
-            chunks=(*chunk_size(info.level_tile_sizes_wh[level]), 3),
-            name=f"{info.name}-level{level}-{id(cache):x}",
+            LevelArray(number, sizes[number], read, cache),
+            chunks=(*chunks[number], 3),
+            name=f"{info.name}-level{number}-{id(cache):x}",
             asarray=False,
             fancy=False,
             meta=np.empty((0, 0, 0), np.uint8),
         )
-        for level in range(info.level_count)
+        for number, read in enumerate(reads)
     ]
+
+
+def _read_stored(
+    slide: Slide,
+    level: int,
+    on_fault: Callable[[RegionError], None] | None,
+    x: int,
+    y: int,
+    w: int,
+    h: int,
+) -> tuple[NDArray[np.uint8], bool]:
+    return read_for_display(slide, level, (x, y), (w, h), on_fault), True
