@@ -14,7 +14,7 @@ import torch
 from napari_msamil.device import Precision, Runtime, choose_runtime
 from napari_msamil.errors import RegionError
 from napari_msamil.feature_store import patch_keys, store_key
-from napari_msamil.patch_reader import coarse_first, read_patches
+from napari_msamil.patch_reader import PatchReader, reading_order
 from napari_msamil.progress import Progress, Stage
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def encode_patches(
     runtime: Runtime | None = None,
     store: FeatureStore | None = None,
 ) -> ProgressGen[FeatureBag]:
-    """Read and encode the patches of a grid, the coarsest scale first; reading and encoding overlap.
+    """Read and encode the patches of a grid, coarse levels first; reading and encoding overlap.
 
     Args:
         slide: The open slide.
@@ -188,13 +188,12 @@ def encode_patches(
         timings_s={"read": 0.0, "encode": 0.0},
     )
     cache = _CachedFeatures(slide, bag, store)
-    order = coarse_first(grid)
+    order = reading_order(slide.info, grid)
     order = order[~bag.valid[order]]
     yield Progress(Stage.ENCODE, len(grid) - len(order), len(grid), partial=bag)
     try:
         for index in _encode(slide, bag, order, encoder):
             cache.add(index)
-            bag.timings_s["encode"] = encoder.seconds
             done = int(bag.valid.sum()) + len(bag.faults)
             notice = encoder.notices.pop() if encoder.notices else ""
             yield Progress(Stage.ENCODE, done, len(grid), notice, partial=bag)
@@ -259,12 +258,14 @@ def _encode(
     def fault(index: int, error: RegionError) -> None:
         bag.faults[index] = str(error)
 
-    batches = read_patches(
+    reader = PatchReader(
         slide, bag.grid, order=order, batch_size=encoder.batch_size, on_fault=fault
     )
-    for batch in batches:
+    for batch in reader:
         bag.features[batch.index] = encoder(batch.pixels)
         bag.valid[batch.index] = True
+        bag.timings_s["read"] = reader.busy_s / reader.threads
+        bag.timings_s["encode"] = encoder.seconds
         yield batch.index
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from napari_msamil.cells import Cells, cell_grid
 from napari_msamil.config import ReadLevel, Resampler
 from napari_msamil.errors import RegionError
 from napari_msamil.slide.levels import level_box, level_for_downsample
@@ -32,7 +35,7 @@ _FILTERS = {
 
 @dataclass(frozen=True, eq=False)
 class PatchBatch:
-    """Some patches of a grid, all of one scale.
+    """Some patches of a grid, all of one size in pixels.
 
     Attributes:
         index: int64 (B,), positions in the grid.
@@ -73,12 +76,8 @@ class PatchSource:
     ) -> NDArray[np.uint8]:
         """Make the patch, uint8 (size_px, size_px, 3), of the level region that covers it."""
         size = (self.size_px, self.size_px)
-        if region.shape[:2] == size and box == (
-            0.0,
-            0.0,
-            float(size[0]),
-            float(size[1]),
-        ):
+        whole = (0.0, 0.0, float(self.size_px), float(self.size_px))
+        if region.shape[:2] == size and box == whole:
             return region
         return np.asarray(Image.fromarray(region).resize(size, self.filter, box))
 
@@ -122,9 +121,127 @@ def read_patch(slide: Slide, grid: PatchGrid, index: int) -> NDArray[np.uint8]:
     return source.resample(pixels, inner)
 
 
-def coarse_first(grid: PatchGrid) -> NDArray[np.int64]:
-    """Reading order for streaming: the coarsest scale first, each scale in grid order."""
-    return np.argsort(-grid.scale.astype(np.int64), kind="stable")
+def reading_order(info: SlideInfo, grid: PatchGrid) -> NDArray[np.int64]:
+    """Every position of a grid, so that pixels are decoded once and coarse patches come early.
+
+    Levels from coarse to fine; inside a level block by block of the largest patch that is read from it, and inside
+    a block the coarse scale before the fine one. Scales that are read from one level so share its tiles.
+    """
+    sources = [patch_source(info, grid, k) for k in range(len(grid.spec.scales))]
+    level = np.array([s.level for s in sources])
+    block = np.array(
+        [max(s.size_px0 for s in sources if s.level == one) for one in level]
+    )
+    x, y = grid.coords_xy0.T
+    side = block[grid.scale]
+    keys = (x, y, -grid.scale.astype(np.int64), x // side, y // side)
+    return np.lexsort((*keys, -level[grid.scale])).astype(np.int64)
+
+
+class PatchReader:
+    """Reads patches in threads, a bounded number ahead; each cell of the slide under them is decoded once.
+
+    Iterating gives batches. Memory depends on the batch and on `cells.MAX_BYTES`, not on slide or grid.
+
+    Attributes:
+        cells: The decoded cells.
+        busy_s: Seconds that reading threads worked, all together.
+        threads: How many there are.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        grid: PatchGrid,
+        *,
+        order: NDArray[np.int64] | None = None,
+        batch_size: int = 8,
+        threads: int | None = None,
+        on_fault: Callable[[int, RegionError], None] | None = None,
+    ) -> None:
+        self.cells = Cells(slide)
+        self.busy_s = 0.0
+        self.threads = threads or min(8, os.cpu_count() or 1)
+        self._slide = slide
+        self._grid = grid
+        self._order = reading_order(slide.info, grid) if order is None else order
+        self._batch_size = batch_size
+        self._on_fault = on_fault
+        self._sources = [
+            patch_source(slide.info, grid, k) for k in range(len(grid.spec.scales))
+        ]
+        levels = {source.level for source in self._sources}
+        self._cell_grids = {level: cell_grid(slide, level) for level in levels}
+
+    def __iter__(self) -> Iterator[PatchBatch]:
+        """Batches of patches of one size in pixels; closing the iterator stops the threads."""
+        self._plan()
+        ahead = 2 * (self._batch_size + self.threads)
+        waiting: deque[tuple[int, Future[tuple[NDArray[np.uint8], float]]]] = deque()
+        ready: dict[int, list[tuple[int, NDArray[np.uint8]]]] = {}
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="msamil-read")
+        todo = iter(self._order.tolist())
+        try:
+            for index in itertools.islice(todo, ahead):
+                waiting.append((index, pool.submit(self._read, index)))
+            while waiting:
+                done, job = waiting.popleft()
+                pixels = self._result(done, job)
+                for index in itertools.islice(todo, 1):
+                    waiting.append((index, pool.submit(self._read, index)))
+                if pixels is None:
+                    continue
+                same = ready.setdefault(len(pixels), [])
+                same.append((done, pixels))
+                if len(same) == self._batch_size:
+                    yield _batch(ready.pop(len(pixels)))
+            for same in ready.values():
+                yield _batch(same)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _plan(self) -> None:
+        regions: dict[int, list[tuple[int, int, int, int]]] = {}
+        for index in self._order.tolist():
+            source = self._sources[int(self._grid.scale[index])]
+            region, _ = source.region(self._grid.coords_xy0[index])
+            regions.setdefault(source.level, []).append(region)
+        for level, found in regions.items():
+            cells = self._cell_grids[level]
+            if cells is not None:
+                self.cells.plan(cells, np.array(found, np.int64))
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], float]:
+        """One patch, and the seconds this thread worked on it."""
+        start = time.thread_time()
+        source = self._sources[int(self._grid.scale[index])]
+        region, inner = source.region(self._grid.coords_xy0[index])
+        cells = self._cell_grids[source.level]
+        if cells is None:
+            pixels = self._slide.read_level(source.level, region[:2], region[2:])
+        else:
+            pixels = self.cells.region(cells, region)
+        patch = source.resample(pixels, inner)
+        return patch, time.thread_time() - start
+
+    def _result(
+        self, index: int, job: Future[tuple[NDArray[np.uint8], float]]
+    ) -> NDArray[np.uint8] | None:
+        """The patch, or None where it cannot be read and somebody wants to hear of it."""
+        try:
+            pixels, seconds = job.result()
+        except RegionError as error:
+            if self._on_fault is None:
+                raise
+            self._on_fault(index, error)
+            return None
+        self.busy_s += seconds
+        return pixels
+
+
+def _batch(patches: list[tuple[int, NDArray[np.uint8]]]) -> PatchBatch:
+    index = np.array([i for i, _ in patches], np.int64)
+    return PatchBatch(index, np.stack([pixels for _, pixels in patches]))
 
 
 def read_patches(
@@ -141,8 +258,9 @@ def read_patches(
     Args:
         slide: The open slide.
         grid: The patches.
-        order: Positions in the grid to read, in this order; None reads all, the coarsest scale first.
-        batch_size: Patches per batch at most; a batch never mixes scales.
+        order: Positions in the grid to read, in this order; None reads all in `reading_order`. Any order is served,
+            but only one that goes through the slide region by region decodes each tile once.
+        batch_size: Patches per batch at most; a batch never mixes sizes in pixels.
         threads: Reading threads; None takes the number of processors, at most 8.
         on_fault: Called with position and error for a patch that cannot be read; it is left out of its
             batch and never painted over. None raises the error.
@@ -153,48 +271,11 @@ def read_patches(
     Raises:
         RegionError: A patch cannot be read and there is no `on_fault`.
     """
-    wanted = coarse_first(grid) if order is None else np.asarray(order, np.int64)
-    workers = threads or min(8, os.cpu_count() or 1)
-    waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="msamil-read")
-    try:
-        for index in _batches(grid, wanted, batch_size):
-            jobs = [pool.submit(read_patch, slide, grid, int(i)) for i in index]
-            waiting.append((index, jobs))
-            if len(waiting) > 1 + 2 * workers // batch_size:
-                yield from _collect(*waiting.popleft(), on_fault)
-        while waiting:
-            yield from _collect(*waiting.popleft(), on_fault)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches(
-    grid: PatchGrid, order: NDArray[np.int64], batch_size: int
-) -> Iterator[NDArray[np.int64]]:
-    """Cut an order into batches of one scale each."""
-    scale = grid.scale[order]
-    for run in np.split(order, np.flatnonzero(np.diff(scale)) + 1):
-        for start in range(0, len(run), batch_size):
-            yield run[start : start + batch_size]
-
-
-def _collect(
-    index: NDArray[np.int64],
-    jobs: list[Future[NDArray[np.uint8]]],
-    on_fault: Callable[[int, RegionError], None] | None,
-) -> Iterator[PatchBatch]:
-    """Wait for one batch; leave out, and report, what cannot be read."""
-    found: list[int] = []
-    pixels: list[NDArray[np.uint8]] = []
-    for i, job in zip(index.tolist(), jobs, strict=True):
-        try:
-            pixels.append(job.result())
-        except RegionError as error:
-            if on_fault is None:
-                raise
-            on_fault(i, error)
-        else:
-            found.append(i)
-    if found:
-        yield PatchBatch(np.array(found, np.int64), np.stack(pixels))
+    yield from PatchReader(
+        slide,
+        grid,
+        order=order,
+        batch_size=batch_size,
+        threads=threads,
+        on_fault=on_fault,
+    )
