@@ -211,6 +211,8 @@ def model_config(raw: Mapping[str, Any], classes: Sequence[str] = ()) -> ModelCo
     if len(names) < 2:
         raise ConfigError("The recipe names fewer than two classes: set model.classes.")
     base = _PRESETS[preset](table.get("name", "model"), names).model_dump(mode="json")
+    if table.get("aggregator", {}).get("name", "iaam") != base["aggregator"]["name"]:
+        base["aggregator"]["args"] = {}  # those of another method
     return checked(ModelConfig, _merge(base, table), "model")
 
 

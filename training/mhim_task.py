@@ -110,6 +110,7 @@ class MhimTask(MilTask):
         pretrained: Mapping[str, Tensor],
         notes: Mapping[str, Any] | None = None,
     ) -> None:
+        spec = mining_spec(spec, settings.layer)
         super().__init__(spec, settings, train, val, classes, notes)
         self.teacher = self._teacher(pretrained)
         start_student(self.aggregator, pretrained, settings.start)
@@ -160,7 +161,7 @@ class MhimTask(MilTask):
 
     def mask(self, seen: MILOutput, visit: Visit) -> Tensor:
         """Which instances of the visited bag the student does not see: bool (N,)."""
-        attention = mining_scores(seen, self.settings.layer)
+        attention = mining_scores(seen)
         seed = int(visit.rng(self.settings.seed).integers(2**62))
         generator = torch.Generator(attention.device).manual_seed(seed)
         groups: list[Tensor] = []
@@ -206,16 +207,26 @@ class MhimTask(MilTask):
         return {**super().validate(), **teacher}
 
 
-def mining_scores(output: MILOutput, layer: str = "first") -> Tensor:
-    """What instances of a batch of one are ranked by: (heads, N).
+def mining_spec(spec: AggregatorSpec, layer: str) -> AggregatorSpec:
+    """The same method, ranking by its first or last layer where it has several (supplementary section 2.3).
 
     Raises:
-        ConfigError: The method has no attention of the layer asked for.
+        ConfigError: The last layer is asked of a method that has one ranking only.
     """
+    if spec.name == "transmil":
+        args = {**spec.args, "mining_layer": 0 if layer == "first" else 1}
+        return spec.model_copy(update={"args": args})
+    if layer == "last":
+        raise ConfigError(
+            f"The method {spec.name!r} has one attention to rank by. Set mhim.layer to first."
+        )
+    return spec
+
+
+def mining_scores(output: MILOutput) -> Tensor:
+    """What the instances of a batch of one are ranked by: (heads, N)."""
     if output.mining_attention is None:
         return output.attention
-    if layer == "last" and output.mining_attention.shape[0] != 1:
-        raise ConfigError("Mining attention is taken from batches of one bag.")
     return output.mining_attention[0]
 
 

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from .bag_dataset import BagBatch, BagDataset
     from .loop import Visit
 
-LOSS_SHARES: dict[str, dict[str, float]] = {
-    "clam_sb": {"bag": 0.7, "instance": 0.3},
-    "clam_mb": {"bag": 0.7, "instance": 0.3},
-    "dsmil": {"bag": 0.5, "max": 0.5},
-}
-"""Weights of the named losses where a paper sets them; every other loss has weight 1."""
+PACKED = frozenset({"abmil", "iaam", "transmil", "mambamil"})
+"""Methods without losses of their own, whose bags may share a window."""
 _EVAL_INSTANCES = 20_000  # instances per padded validation batch: bounds its memory
 
 
@@ -41,8 +37,8 @@ class MilSpec(LoopSpec):
         lr: Learning rate.
         scales: Names of the scales that are used, for example ["20x"]; empty uses all.
         pack: Whether the bags of one accumulation window are computed together (the same within rounding).
-        loss_weights: Weights of the losses by name (`bag`, and those of the method); those not named keep
-            the method's own.
+        loss_weights: Factors on the losses by name: `bag`, and those of the method, which come weighted as its
+            paper says.
         xavier: Start from Xavier-normal weights and zero biases in all linear layers, as MHIM-MIL does.
     """
 
@@ -93,7 +89,6 @@ class MilTask:
         if settings.xavier:
             xavier_start(self.aggregator)
         self.network: torch.nn.Module = self.aggregator.to(train.features.device)
-        self.shares = {**LOSS_SHARES.get(spec.name, {}), **settings.loss_weights}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the aggregator."""
@@ -134,11 +129,7 @@ class MilTask:
     @property
     def packs(self) -> bool:
         """Whether windows are packed: only methods without losses of their own."""
-        return (
-            self.settings.pack
-            and self.spec.name not in LOSS_SHARES
-            and self.spec.name != "dtfd"
-        )
+        return self.settings.pack and self.spec.name in PACKED
 
     def backward(self, visit: Visit) -> float | None:
         """Forward and backward of one bag."""
@@ -151,10 +142,12 @@ class MilTask:
         return float(loss)
 
     def objective(self, output: MILOutput, batch: BagBatch) -> Tensor:
-        """The method's whole loss: that of the bag, and its own."""
-        loss = self.shares.get("bag", 1.0) * self.loss_of(output.logits, batch.labels)
+        """The method's whole loss: that of the bag, and its own (already weighted by the method)."""
+        factor = self.settings.loss_weights
+        share = self.aggregator.bag_loss_weight * factor.get("bag", 1.0)
+        loss = share * self.loss_of(output.logits, batch.labels)
         for name, extra in (output.losses or {}).items():
-            loss = loss + self.shares.get(name, 1.0) * extra
+            loss = loss + factor.get(name, 1.0) * extra
         return loss
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -171,9 +164,9 @@ class MilTask:
     def description(self) -> dict[str, Any]:
         """What `publish` needs beside the weights."""
         return {
-            "aggregator": self.spec.model_dump(mode="json"),
+            "aggregator": self.spec.model_dump_json(),
             "classes": list(self.classes),
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": self.settings.model_dump_json(),
             "encoder_id": self.train.encoder_id,
             **self.notes,
         }

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from napari_msamil.errors import CheckpointError
+from napari_msamil.config import AggregatorSpec
+from napari_msamil.errors import CheckpointError, ConfigError
+from napari_msamil.models import build_aggregator
+from training.config import model_config, read_recipe, section
 from training.log import RunLog, read_log
 from training.loop import Visit, fit
 from training.masking import survivors
-from training.mhim_task import MhimSpec, MhimTask, start_student
+from training.mhim_task import MhimSpec, MhimTask, mining_spec, start_student
 from training.mil_task import MilSpec, MilTask
 from training.state import load_state
 
@@ -21,8 +24,6 @@ from .test_mil import abmil, iaam, toy_set
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from napari_msamil.config import AggregatorSpec
 
 
 def pretrained(spec: AggregatorSpec) -> dict[str, Tensor]:
@@ -220,3 +221,36 @@ def test_batch_of_plain_modules_is_not_needed_for_publishing(tmp_path: Path) -> 
     assert isinstance(task.network, nn.ModuleDict)
     names = {k.split(".")[0] for k in task.network.state_dict()}
     assert names == {"student", "teacher"}
+
+
+PUBLISHED = {
+    # recipe: α, β_r, β_l, β_h, randomness, cosine momentum, parameters (two heads have 396 fewer than eight)
+    "mhim-abmil-camelyon16": (0.1, 0.5, 0.0, 0.01, 0.5, False, 591_490),
+    "mhim-transmil-camelyon16": (0.1, 0.0, 0.8, 0.03, 0.5, True, 2_672_146),
+    "mhim-abmil-tcga": (0.5, 0.7, 0.2, 0.02, 1.0, True, 657_026),
+    "mhim-transmil-tcga": (0.5, 0.6, 0.2, 0.02, 1.0, False, 2_671_750),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_hold_the_published_values(name: str) -> None:
+    raw = read_recipe(name)
+    spec = section(raw, "mhim", MhimSpec)
+    model = model_config(raw, ("normal", "tumour"))
+    alpha, random, low, high, randomness, cosine, parameters = PUBLISHED[name]
+    assert (spec.alpha, spec.random, spec.low, spec.high) == (alpha, random, low, high)
+    assert spec.high_randomness == randomness
+    assert (spec.momentum_schedule == "cosine") == cosine
+    assert (spec.optimizer, spec.lr, spec.weight_decay) == ("adam", 2e-4, 1e-5)
+    assert (spec.accumulate, spec.clip_norm, spec.epochs) == (1, 0.0, 200)
+    assert spec.patience == (30 if "camelyon" in name else 20)
+    network = build_aggregator(model.aggregator, 2)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert section(raw, "mil", MilSpec).patience == spec.patience
+
+
+def test_last_layer_is_refused_where_there_is_one_ranking() -> None:
+    with pytest.raises(ConfigError, match=r"mhim\.layer"):
+        mining_spec(abmil(), "last")
+    spec = AggregatorSpec(name="transmil", in_dim=4)
+    assert mining_spec(spec, "last").args == {"mining_layer": 1}

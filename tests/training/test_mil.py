@@ -9,8 +9,10 @@ import torch
 
 from napari_msamil.config import AggregatorSpec
 from napari_msamil.errors import CheckpointError, StoreError
+from training.bag_cohort import keep_scales
 from training.bag_dataset import BagDataset
-from training.bags import StoredBag
+from training.bags import StoredBag, save_bag
+from training.cli import main
 from training.log import RunLog, read_log
 from training.loop import Visit, fit
 from training.mil_figures import macro_auc, rank_auc
@@ -166,7 +168,8 @@ def _train(
     )
     with RunLog(folder) as log:
         fit(task, spec, folder, log, resume=resume)
-    return load_state(folder / "state.pt", "mil")["model"]
+    weights: dict[str, torch.Tensor] = load_state(folder / "state.pt", "mil")["model"]
+    return weights
 
 
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path: Path) -> None:
@@ -210,7 +213,9 @@ def test_training_learns_and_logs(tmp_path: Path) -> None:
     assert result.best > 0.9
     assert any("val_auc" in line for line in read_log(tmp_path))
     best = load_state(tmp_path / "best.pt", "mil")
-    assert best["description"]["aggregator"]["name"] == "abmil"
+    assert (
+        AggregatorSpec.model_validate_json(best["description"]["aggregator"]) == abmil()
+    )
     assert best["description"]["encoder_id"] == "toy"
 
 
@@ -247,3 +252,89 @@ def test_auc_counts_ties_half_and_equals_scikit_learn(rng: object) -> None:
     classes = (torch.arange(40) % 3).numpy()
     expected = metrics.roc_auc_score(classes, probabilities, multi_class="ovr")
     assert macro_auc(probabilities, classes) == pytest.approx(expected)
+
+
+def write_toy_cohort(folder: Path, suffix: str = ".pt") -> Path:
+    """A table, its bags, and a recipe: 12 training, 6 validation and 6 test slides."""
+    bags, labels = toy_bags([5, 7, 6, 9] * 6)
+    lines = ["slide_id,path,patient_id,label,split"]
+    for i, (bag, label) in enumerate(zip(bags, labels, strict=True)):
+        save_bag(folder / "bags" / f"s{i}{suffix}", bag)
+        split = "train" if i < 12 else "val" if i < 18 else "test"
+        lines.append(f"s{i},s{i}.tiff,p{i},{'ab'[label]},{split}")
+    (folder / "cohort.csv").write_text("\n".join(lines))
+    (folder / "toy.toml").write_text(
+        f"""
+        [model]
+        preset = "small"
+        encoder = {{dim = {DIM}, heads = 2}}
+        [model.aggregator]
+        name = "abmil"
+        in_dim = {DIM}
+        args = {{hidden = 8, attention_dim = 4}}
+        [mil]
+        epochs = 3
+        lr = 3e-3
+        accumulate = 4
+        [mhim]
+        epochs = 3
+        high = 0.1
+        random = 0.3
+        """
+    )
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["mil", "mhim"])
+def test_command_trains_logs_and_predicts(tmp_path: Path, verb: str) -> None:
+    write_toy_cohort(tmp_path)
+    out = tmp_path / "run"
+    words = [
+        verb,
+        "--config",
+        f"{tmp_path}/toy.toml",
+        "--cohort",
+        f"{tmp_path}/cohort.csv",
+    ]
+    words += ["--bags", f"{tmp_path}/bags", "-o", str(out), "--device", "cpu"]
+    assert main(words) == 0
+    lines = (out / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "slide_id,patient_id,split,label,prediction,p_a,p_b"
+    assert len(lines) == 13
+    state = load_state(out / "best.pt", verb)
+    assert '"in_dim":6' in state["description"]["model"]
+    # the trained aggregator is a start for another run
+    words[-3] = str(tmp_path / "again")
+    start = ["--start" if verb == "mil" else "--pretrained"]
+    weights = out / "best.pt" if verb == "mil" else out / "pretrain" / "best.pt"
+    assert main([*words, *start, str(weights)]) == 0
+
+
+def test_missing_bags_and_wrong_width_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_toy_cohort(tmp_path)
+    words = [
+        "mil",
+        "--config",
+        f"{tmp_path}/toy.toml",
+        "--cohort",
+        f"{tmp_path}/cohort.csv",
+    ]
+    words += ["--bags", f"{tmp_path}/bags", "-o", f"{tmp_path}/run", "--device", "cpu"]
+    wide = ["--set", "model.aggregator.in_dim=5", "--set", "model.encoder.dim=5"]
+    assert main([*words, *wide]) == 2
+    assert "have 6 values per instance" in capsys.readouterr().err
+    (tmp_path / "bags/s3.pt").unlink()
+    assert main(words) == 1
+    assert "no bag of s3. Run msamil-train extract" in capsys.readouterr().err
+
+
+def test_one_scale_is_chosen_and_renumbered() -> None:
+    bags, _ = toy_bags([5])
+    one = keep_scales(bags[0], ["10x"])
+    assert torch.equal(one.features, bags[0].features[[1, 3]])
+    assert (one.scale_names, one.size_px0) == (("10x",), (10,))
+    assert one.scale.tolist() == [0, 0]
+    with pytest.raises(StoreError, match="no scale 5x"):
+        keep_scales(bags[0], ["5x"])

@@ -1,0 +1,126 @@
+"""Train an aggregator with masked hard instance mining (MHIM-MIL) on feature bags.
+
+    msamil-train mhim --config mhim-abmil-camelyon16 --cohort cohort.csv --bags features/ -o runs/mhim
+
+First the plain network is trained on the same split with the recipe's `[mil]` table (or taken from `--pretrained`), then
+teacher and student with `[mhim]`. `pretrain/` holds the first run, the folder itself the second, as `msamil-train mil`
+writes them; `best.pt` has student and teacher, and `publish` takes the student. With `--visualise SLIDE …` the pictures of
+the supplementary's Figures 1 and 2 are drawn into `pictures/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import describe, section
+from .mhim_task import MhimSpec, MhimTask
+from .mil import (
+    BagWork,
+    add_bag_arguments,
+    finish_run,
+    log_data,
+    read_weights,
+    steps_of,
+)
+from .mil_task import MilSpec, MilTask
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import Tensor
+
+    from .bag_dataset import BagDataset
+    from .loop import FitResult
+
+PRETRAIN = "pretrain"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `msamil-train mhim`."""
+    add_bag_arguments(parser)
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="FILE",
+        help="plain network trained on the same split (state or checkpoint); without it one is trained first",
+    )
+    parser.epilog = (
+        "Settings (--set mhim.KEY=VALUE; those of the plain network: mil.KEY=VALUE):\n"
+        + describe(MhimSpec, "mhim")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as `add_arguments` describes."""
+    work = BagWork(args)
+    spec = section(work.raw, "mhim", MhimSpec)
+    plain = section(work.raw, "mil", MilSpec)
+    parts = work.bags(spec)
+    work.write_config({"mil": plain, "mhim": spec})
+    weights = pretrained_weights(work, plain, parts)
+    if weights is None:
+        return 130
+    task, result = train_student(work, spec, parts, weights)
+    finish_run(args.out, task.aggregator, parts, work.cohort, result)
+    return 130 if result.reason == "stopped" else 0
+
+
+def pretrained_weights(
+    work: BagWork, spec: MilSpec, parts: dict[str, BagDataset]
+) -> dict[str, Tensor] | None:
+    """Weights of the plain network: given, finished before, or trained now; None if a signal stopped it."""
+    from .log import RunLog
+    from .loop import fit
+    from .state import BEST, LAST, seed_everything
+
+    args = work.args
+    if args.pretrained is not None:
+        return read_weights(args.pretrained)
+    folder = args.out / PRETRAIN
+    done = folder / "predictions.csv"
+    if not (args.resume and done.is_file()):
+        seed_everything(spec.seed)
+        task = MilTask(
+            work.model.aggregator,
+            spec,
+            parts["train"],
+            parts.get("val"),
+            work.cohort.classes,
+            work.notes(),
+        )
+        with RunLog(folder, steps_of(spec, len(parts["train"])), title="plain") as log:
+            log_data(log, parts, None)
+            result = fit(task, spec, folder, log, resume=args.resume)
+        if result.reason == "stopped":
+            return None
+        finish_run(folder, task.aggregator, parts, work.cohort, result)
+    best = folder / BEST
+    return read_weights(best if best.is_file() else folder / LAST)
+
+
+def train_student(
+    work: BagWork,
+    spec: MhimSpec,
+    parts: dict[str, BagDataset],
+    weights: dict[str, Tensor],
+) -> tuple[MhimTask, FitResult]:
+    """The second stage."""
+    from .log import RunLog
+    from .loop import fit
+    from .state import seed_everything
+
+    args = work.args
+    seed_everything(spec.seed)
+    task = MhimTask(
+        work.model.aggregator,
+        spec,
+        parts["train"],
+        parts.get("val"),
+        work.cohort.classes,
+        weights,
+        work.notes(),
+    )
+    with RunLog(args.out, steps_of(spec, len(parts["train"])), title="mhim") as log:
+        log_data(log, parts, args.pretrained)
+        return task, fit(task, spec, args.out, log, resume=args.resume)
