@@ -1,79 +1,248 @@
-"""Masks and outlines to and from the files of other programs, in level-0 pixels."""
+"""Masks and outlines to and from the files of other programs, in level-0 pixels.
+
+Read: QuPath GeoJSON, ASAP XML, Aperio ImageScope XML, BCNB/CAMELYON16 JSON, mask pictures. Written: QuPath GeoJSON,
+which QuPath opens by drag and drop, and black-and-white PNG.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import shapely
 
+from napari_msamil.annotation_formats import Annotation, parse_json, parse_xml
 from napari_msamil.errors import MaskError
+from napari_msamil.mask_images import read_mask_image
+from napari_msamil.mask_raster import fill_polygons, mask_polygons
 from napari_msamil.masks import MaskSource, SlideMask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+__all__ = [
+    "Annotation",
+    "mask_polygons",
+    "read_annotations",
+    "read_mask",
+    "write_mask_geojson",
+    "write_mask_png",
+]
 
-def mask_polygons(mask: SlideMask) -> list[shapely.Polygon]:
-    """Outlines of a mask along the edges of its pixels, with holes, in level-0 pixels."""
-    padded = np.zeros((mask.mask.shape[0], mask.mask.shape[1] + 2), np.int8)
-    padded[:, 1:-1] = mask.mask
-    change = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(change == 1)
-    _, ends = np.nonzero(change == -1)
-    step_x, step_y = mask.downsample_xy
-    runs = shapely.box(
-        starts * step_x, rows * step_y, ends * step_x, (rows + 1) * step_y
-    )
-    shape = shapely.union_all(runs)
-    return [p for p in getattr(shape, "geoms", [shape]) if not p.is_empty]
+LESION_LABELS = frozenset(
+    [
+        "lesion",
+        "tumor",
+        "tumour",
+        "cancer",
+        "carcinoma",
+        "malignant",
+        "metastasis",
+        "metastases",
+        "neoplasm",
+        "invasive",
+        "positive",
+        "cap",
+    ]
+)
+"""Classes that mean the lesion, in lower case; QuPath's derived classes count by their first part."""
+OTHER_LABELS = frozenset(
+    [
+        "stroma",
+        "necrosis",
+        "normal",
+        "benign",
+        "negative",
+        "ignore",
+        "ignore*",
+        "region",
+        "region*",
+        "tissue",
+        "artefact",
+        "artifact",
+        "other",
+    ]
+) | {"immune cells"}
+"""Classes that never mean the lesion unless asked for by name."""
+_OUTSIDE_SHARE = 0.01
+"""Hand-drawn outlines may reach over the edge of the slide by this share of their area."""
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Read the outlines of an annotation file.
+
+    Raises:
+        MaskError: The file is missing, damaged, or in no known format.
+    """
+    return _parsed(path, _content(path))[0]
+
+
+def read_mask(
+    path: Path,
+    size_wh0: tuple[int, int],
+    shape_hw: tuple[int, int] = (1024, 1024),
+    label: str | None = None,
+) -> SlideMask:
+    """Read any supported file as a mask over a slide.
+
+    Args:
+        path: Annotations or a mask picture; the format is told by content.
+        size_wh0: Width and height of the slide's level 0.
+        shape_hw: Rows and columns of the mask.
+        label: Class, code or colour that is meant. None takes the classes that mean a lesion; if there are none,
+            everything but those that certainly do not (`OTHER_LABELS`).
+
+    Raises:
+        MaskError: The file cannot be read, lies outside the slide, or has no such label.
+    """
+    head = _content(path)
+    if head is None:
+        marked = read_mask_image(path, size_wh0, shape_hw, label)
+        return SlideMask(marked, size_wh0, MaskSource.FILE)
+    found, slide_wh = _parsed(path, head)
+    if slide_wh is not None and slide_wh != size_wh0:
+        raise MaskError(
+            f"{path.name} was made for a slide of {slide_wh[0]} × {slide_wh[1]} pixels; this one has "
+            f"{size_wh0[0]} × {size_wh0[1]}. Choose the file of this slide."
+        )
+    added, removed = chosen(found, label, path.name)
+    _check_inside(path, added, size_wh0)
+    marked = fill_polygons([a.polygon for a in added], size_wh0, shape_hw)
+    if removed:
+        marked &= ~fill_polygons([a.polygon for a in removed], size_wh0, shape_hw)
+    return SlideMask(marked, size_wh0, MaskSource.FILE)
+
+
+def chosen(
+    found: Sequence[Annotation], label: str | None, name: str
+) -> tuple[list[Annotation], list[Annotation]]:
+    """The areas that make up the lesion, and those that are taken out of it.
+
+    Args:
+        found: All areas of a file.
+        label: Class that is meant, or None.
+        name: File name for the message.
+
+    Raises:
+        MaskError: No area has that label.
+    """
+    removed = [a for a in found if a.subtract]
+    areas = [a for a in found if not a.subtract]
+    if label is not None:
+        added = [a for a in areas if label.lower() in (a.label.lower(), _base(a.label))]
+        if not added:
+            known = ", ".join(sorted({a.label or "(none)" for a in areas})) or "none"
+            raise MaskError(
+                f"{name} has no area labelled {label!r}. Its labels are: {known}."
+            )
+        return added, removed
+    added = [a for a in areas if _base(a.label) in LESION_LABELS]
+    return added or [a for a in areas if _base(a.label) not in OTHER_LABELS], removed
 
 
 def write_mask_geojson(
     mask: SlideMask, path: Path, classification: str = "lesion"
 ) -> None:
-    """Write a mask as QuPath GeoJSON: one annotation per part, holes included; beside, then renamed."""
-    features = [
-        {
-            "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(polygon)),
-            "properties": {
-                "objectType": "annotation",
-                "classification": {"name": classification, "color": [200, 0, 0]},
-            },
-        }
-        for polygon in mask_polygons(mask)
-    ]
+    """Write a mask as QuPath GeoJSON: one annotation per connected part, with its holes.
+
+    Args:
+        mask: The mask.
+        path: The file; it is written beside and then renamed.
+        classification: QuPath class of the annotations.
+    """
+    features = [_feature(polygon, classification) for polygon in mask_polygons(mask)]
+    # QuPath skips members it does not know; with this one a file cannot be put on another slide by mistake.
+    size = {"width": mask.size_wh0[0], "height": mask.size_wh0[1]}
+    document = {"type": "FeatureCollection", "slide": size, "features": features}
     part = path.with_name(path.name + ".part")
-    part.write_text(
-        json.dumps({"type": "FeatureCollection", "features": features}),
-        encoding="utf-8",
-    )
+    part.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
     part.replace(path)
 
 
-def read_mask(
-    path: Path, size_wh0: tuple[int, int], shape_hw: tuple[int, int] = (1024, 1024)
-) -> SlideMask:
-    """Read a QuPath GeoJSON as a mask over the slide.
+def write_mask_png(mask: SlideMask, path: Path) -> None:
+    """Write a mask as a black-and-white PNG at its own resolution; beside, then renamed."""
+    from PIL import Image
+
+    part = path.with_name(path.name + ".part")
+    Image.fromarray(mask.mask.astype(np.uint8) * 255).save(part, format="PNG")
+    part.replace(path)
+
+
+def _feature(polygon: shapely.Polygon, classification: str) -> dict[str, Any]:
+    rings = [
+        shapely.get_coordinates(ring).round(2).tolist()
+        for ring in (polygon.exterior, *polygon.interiors)
+    ]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": classification, "color": [200, 0, 0]},
+        },
+    }
+
+
+def _content(path: Path) -> str | None:
+    """Text of a JSON or XML file, or None for anything else (a picture).
 
     Raises:
-        MaskError: The file is no GeoJSON, or lies outside the slide.
+        MaskError: The file is missing or empty.
     """
+    if not path.is_file():
+        raise MaskError(f"There is no file {path}. Check the path of the mask.")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        raise MaskError(f"{path.name} is empty. Export the mask again.")
+    if head[:1] not in (b"{", b"[", b"<"):
+        return None
     try:
-        document: Any = json.loads(path.read_text("utf-8"))
-        features = document["features"] if isinstance(document, dict) else document
-        shapes = [shapely.from_geojson(json.dumps(f["geometry"])) for f in features]
-    except (ValueError, KeyError, TypeError, shapely.errors.GEOSException) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return path.read_text(encoding="latin-1")
+
+
+def _parsed(
+    path: Path, text: str | None
+) -> tuple[list[Annotation], tuple[int, int] | None]:
+    """The areas of a text file, and the size of the slide it was written for where it says so."""
+    if text is None:
         raise MaskError(
-            f"{path} is no GeoJSON mask: {error}. Export it from QuPath or napari-msamil."
+            f"{path.name} is no annotation file. Use GeoJSON, ASAP or ImageScope XML, or BCNB JSON."
+        )
+    try:
+        if text.lstrip().startswith("<"):
+            return parse_xml(ET.fromstring(text), path), None
+        document = json.loads(text)
+    except (ValueError, ET.ParseError) as error:
+        raise MaskError(
+            f"{path.name} is damaged or incomplete ({error}). Export it again."
         ) from error
-    area = shapely.union_all(shapes)
-    step_x, step_y = size_wh0[0] / shape_hw[1], size_wh0[1] / shape_hw[0]
-    x = (np.arange(shape_hw[1]) + 0.5) * step_x
-    y = (np.arange(shape_hw[0]) + 0.5) * step_y
-    shapely.prepare(area)
-    grid_x, grid_y = np.meshgrid(x, y)
-    inside = shapely.contains_xy(area, grid_x, grid_y)
-    return SlideMask(np.asarray(inside, np.bool_), size_wh0, MaskSource.FILE)
+    size = document.get("slide") if isinstance(document, dict) else None
+    written_for = (size["width"], size["height"]) if isinstance(size, dict) else None
+    return parse_json(document, path), written_for
+
+
+def _base(label: str) -> str:
+    """`Tumor: Positive` is a kind of `tumor`."""
+    return label.split(":")[0].strip().lower()
+
+
+def _check_inside(
+    path: Path, areas: Sequence[Annotation], size_wh0: tuple[int, int]
+) -> None:
+    if not areas:
+        return
+    slide = shapely.box(0, 0, *size_wh0)
+    outside = [a for a in areas if not slide.covers(a.polygon)]
+    lost = sum(a.polygon.area - a.polygon.intersection(slide).area for a in outside)
+    if lost > _OUTSIDE_SHARE * sum(a.polygon.area for a in areas):
+        left, top, right, bottom = shapely.total_bounds([a.polygon for a in areas])
+        raise MaskError(
+            f"{path.name} reaches from x {left:.0f}, y {top:.0f} to x {right:.0f}, y {bottom:.0f}, but the slide has "
+            f"{size_wh0[0]} × {size_wh0[1]} pixels. It seems to belong to another slide."
+        )
