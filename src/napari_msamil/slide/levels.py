@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAX_UPSAMPLING = 1.2
 """A slide may be coarser than a model's finest scale by this factor: scanners sold as 20x lie at 0.44–0.55 µm/px."""
 
+EDGE_NOISE = 1e-6
+
 
 @dataclass(frozen=True)
 class LevelChoice:
@@ -118,11 +120,16 @@ def level_box(
         ready for Pillow's `resize(box=…)`.
     """
     x, y, w, h = (value / downsample for value in box_xywh0)
-    left, top = math.floor(x), math.floor(y)
     # A bound within 1e-6 of a pixel edge is rounding noise of the division, not a pixel more to read.
-    right, bottom = math.ceil(x + w - 1e-6), math.ceil(y + h - 1e-6)
+    left, top = math.floor(x + EDGE_NOISE), math.floor(y + EDGE_NOISE)
+    right, bottom = math.ceil(x + w - EDGE_NOISE), math.ceil(y + h - EDGE_NOISE)
     width, height = max(1, right - left), max(1, bottom - top)
-    inner = (x - left, y - top, min(x + w - left, width), min(y + h - top, height))
+    inner = (
+        max(x - left, 0.0),
+        max(y - top, 0.0),
+        min(x + w - left, width),
+        min(y + h - top, height),
+    )
     return (left, top, width, height), inner
 
 
