@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_msamil.errors import MsamilError
 from napari_msamil.gui.settings import PLUGIN
-from napari_msamil.gui.strings import TITLE
+from napari_msamil.gui.strings import RUN, TITLE
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+    from napari_msamil.gui.session import Session
     from napari_msamil.gui.workbench import WorkbenchWidget
 
 
@@ -37,24 +39,67 @@ def open_workbench(
         MsamilError: The slide, the model or the result cannot be opened.
     """
     import napari
-    from napari.layers import Layer
-
-    from napari_msamil.gui.layers import slide_layer
-    from napari_msamil.slide import open_slide
 
     viewer = napari.Viewer(title="napari · MSA-MIL", show=show)
     _, bench = viewer.window.add_plugin_dock_widget(PLUGIN, TITLE.workbench)
     if model is not None:
         bench.session.set_model(model)
     if slide is not None:
-        layer = slide_layer(open_slide(Path(slide), mpp=mpp))
-        viewer.add_layer(Layer.create(*layer))
-        viewer.reset_view()
+        show_slide(viewer, Path(slide), mpp)
     if result is not None:
-        bench.show_result_folder(Path(result))
+        show_result(bench.session, Path(result))
     if classify:
         bench.classify_panel.classify()
     return viewer, bench
+
+
+def show_slide(
+    viewer: Viewer,
+    path: Path,
+    mpp: float | None = None,
+    result: Path | None = None,
+) -> None:
+    """Open a slide in a viewer, in place of the one it shows, with a stored answer if one is given.
+
+    Args:
+        viewer: Where to.
+        path: The slide.
+        mpp: µm per pixel, where the slide has none or a wrong one.
+        result: Its result folder.
+
+    Raises:
+        MsamilError: The slide or the result cannot be opened.
+    """
+    from napari.layers import Layer
+
+    from napari_msamil.gui.canvas import drop_layers
+    from napari_msamil.gui.layers import KEY, slide_layer
+    from napari_msamil.gui.session import session_of
+    from napari_msamil.slide import open_slide
+
+    session = session_of(viewer)
+    slide = open_slide(path, mpp=mpp)
+    drop_layers(viewer, "slide")
+    layer = viewer.add_layer(Layer.create(*slide_layer(slide)))
+    session.set_slide(layer.metadata[KEY]["slide"], layer)
+    viewer.reset_view()
+    if result is not None:
+        show_result(session, result)
+
+
+def show_result(session: Session, folder: Path) -> None:
+    """Show a stored answer on the session's slide.
+
+    Raises:
+        MsamilError: The folder holds no answer for this slide.
+    """
+    from napari_msamil.gui.stored import read_result_folder
+
+    if session.slide is None or session.spec is None:
+        raise MsamilError(RUN.no_slide)
+    stored = read_result_folder(folder, session.slide.info, session.spec)
+    session.set_mask(stored.mask)
+    session.set_result(stored)
 
 
 def launch(
@@ -65,10 +110,17 @@ def launch(
     mpp: float | None = None,
     classify: bool = False,
 ) -> int:
-    """Open napari with the workbench and run until it is closed; returns an exit code.
+    """Open napari with the workbench and run until it is closed.
 
     Args:
-        slide, model, result, mpp, classify: As for `open_workbench`.
+        slide: As for `open_workbench`, like all that follow.
+        model: Model reference.
+        result: Result folder.
+        mpp: µm per pixel.
+        classify: Whether to classify at once.
+
+    Returns:
+        Exit code.
     """
     import napari
 

@@ -28,6 +28,9 @@ LayerTuple = tuple[Any, dict[str, Any], str]
 KEY = "msamil"
 """Key of our entry in a layer's metadata."""
 
+SCALE_COLOURS = ("#ff4d6d", "#ffb703", "#00b4d8")
+"""Finest to coarsest."""
+
 MASK_COLOURS = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (0.93, 0.27, 0.45, 1)}
 
 
@@ -119,6 +122,31 @@ def overlay_layer(
     return values, meta | style, "image"
 
 
+def difference_layers(a: SlideResult, b: SlideResult, name: str) -> list[LayerTuple]:
+    """Attention of A minus attention of B per scale that both have on the same cells; 0 is the middle colour.
+
+    A cell that only one of them uses counts as 0 in the other; a cell that none uses is transparent.
+    """
+    from napari_msamil.overlay import attention_maps
+
+    others = {(o.scale_name, o.values.shape): o for o in attention_maps(b)}
+    layers = []
+    for mine in attention_maps(a):
+        other = others.get((mine.scale_name, mine.values.shape))
+        if other is None:
+            continue
+        seen = np.isfinite(mine.values) | np.isfinite(other.values)
+        change = np.nan_to_num(mine.values) - np.nan_to_num(other.values)
+        values = np.where(seen, change, np.nan).astype(np.float32)
+        reach = max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-9)
+        _, meta, kind = overlay_layer(
+            mine, role="difference", colormap="PiYG", contrast_limits=(-reach, reach)
+        )
+        meta["name"] = name.format(scale=mine.scale_name)
+        layers.append((values, meta, kind))
+    return layers
+
+
 def patch_layer(grid: PatchGrid, info: SlideInfo, scale: int) -> LayerTuple:
     """Preview of the selected patches of one scale: lesion share per patch."""
     from napari_msamil.overlay import patch_map
@@ -170,6 +198,71 @@ def top_patch_points(
         "metadata": {KEY: {"role": "top", "result": result}},
     }
     return world_yx(info, centres), meta, "points"
+
+
+def here_layer(info: SlideInfo, linked: PatchGrid) -> LayerTuple:
+    """The linked patches of one place as a few squares, one colour per scale."""
+    squares = []
+    for x, y, width, height in linked.boxes_xywh0:
+        corners = np.array(
+            [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
+        )
+        squares.append(world_yx(info, corners))
+    meta = {
+        "name": LAYER.here,
+        "shape_type": "rectangle",
+        "face_color": "transparent",
+        "edge_color": [SCALE_COLOURS[i % len(SCALE_COLOURS)] for i in linked.scale],
+        "edge_width": max(float(linked.size_px0[0]) * pixel_um_yx(info)[0] / 40, 0.5),
+        "units": ("um", "um"),
+        "metadata": {KEY: {"role": "here"}},
+    }
+    return squares, meta, "shapes"
+
+
+def outline_layer(mask: SlideMask, info: SlideInfo) -> LayerTuple:
+    """The border of the mask as a line, on the mask grid."""
+    data, meta, kind = mask_layer(mask, info)
+    meta |= {
+        "name": LAYER.outline,
+        "opacity": 0.9,
+        "metadata": {KEY: {"role": "outline"}},
+    }
+    line = data.astype(bool)
+    inner = line.copy()
+    inner[1:-1, 1:-1] &= (
+        line[:-2, 1:-1] & line[2:, 1:-1] & line[1:-1, :-2] & line[1:-1, 2:]
+    )
+    return (line & ~inner).astype(np.uint8), meta, kind
+
+
+def region_layer(info: SlideInfo) -> LayerTuple:
+    """An empty layer to draw a region on."""
+    width = max(info.size_wh0) * pixel_um_yx(info)[0] / 400
+    meta = {
+        "name": LAYER.region,
+        "ndim": 2,
+        "face_color": "#00b4d833",
+        "edge_color": "#00b4d8",
+        "edge_width": width,
+        "units": ("um", "um"),
+        "metadata": {KEY: {"role": "region"}},
+    }
+    return [], meta, "shapes"
+
+
+def shapes_xy0(layer: Any, info: SlideInfo) -> list[NDArray[np.float64]]:
+    """Outlines (K, 2) of drawn shapes in level-0 pixels, x then y; an ellipse as 64 points."""
+    outlines = []
+    for kind, data in zip(layer.shape_type, layer.data, strict=True):
+        points = np.asarray(data, np.float64)[:, -2:]
+        if kind == "ellipse":
+            turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)[:, None]
+            across, down = (points[1] - points[0]) / 2, (points[3] - points[0]) / 2
+            points = points.mean(axis=0) + np.cos(turn) * across + np.sin(turn) * down
+        world = np.array([layer.data_to_world(p) for p in points])
+        outlines.append(np.array([level0_xy(info, p) for p in world]))
+    return outlines
 
 
 def mask_from_labels(

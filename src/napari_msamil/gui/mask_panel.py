@@ -64,10 +64,9 @@ class MaskPanel(Panel):
         self._load = button(MASK.load, MASK.load_tip, self._on_load)
         self._save = button(MASK.save, MASK.save_tip, self._on_save)
         self._facts = note()
-        self.column.addLayout(row(self._method, self._find, self._load, stretch=0))
-        self.column.addLayout(
-            row(self._edit, self._reset, self._save, self._lock, self._outline)
-        )
+        self.column.addLayout(row(self._method, self._find, stretch=0))
+        self.column.addLayout(row(self._edit, self._reset, self._load, self._save))
+        self.column.addLayout(row(self._outline, self._lock))
         self.column.addWidget(self._facts)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)

@@ -27,9 +27,7 @@ def fit(config: ModelConfig, slide: Slide | None) -> tuple[bool | None, str]:
         return None, MODEL.fits_unknown if slide is not None else ""
     fits = slide.info.mpp <= finest.mpp * MAX_UPSAMPLING
     text = MODEL.fits_yes if fits else MODEL.fits_no
-    return fits, text.format(
-        mpp=slide.info.mpp, finest=finest.name, need=finest.mpp
-    )
+    return fits, text.format(mpp=slide.info.mpp, finest=finest.name, need=finest.mpp)
 
 
 class ModelPanel(Panel):

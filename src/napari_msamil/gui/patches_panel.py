@@ -54,15 +54,11 @@ class PatchesPanel(Panel):
         self._gallery = button(PATCHES.gallery, PATCHES.gallery_tip, show_sample)
         self._facts = note()
         self.column.addLayout(
-            row(
-                QLabel(PATCHES.strategy),
-                self._strategy,
-                QLabel(PATCHES.threshold),
-                self._threshold,
-                stretch=1,
-            )
+            row(QLabel(PATCHES.strategy), self._strategy, self._show, stretch=1)
         )
-        self.column.addLayout(row(self._show, self._gallery))
+        self.column.addLayout(
+            row(QLabel(PATCHES.threshold), self._threshold, self._gallery)
+        )
         self.column.addWidget(self._facts)
         session.grid_changed.connect(self.refresh)
         session.model_changed.connect(self._on_model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from psygnal import Signal
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QHBoxLayout,
@@ -48,6 +49,8 @@ class Section(QWidget):
         body: Shown when open.
         is_open: Whether it starts open.
     """
+
+    opened = Signal()
 
     def __init__(self, title: str, body: QWidget, *, is_open: bool = True) -> None:
         super().__init__()
@@ -96,6 +99,8 @@ class Section(QWidget):
         arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow
         self._toggle.setArrowType(arrow)
         self.body.setVisible(is_open)
+        if is_open:
+            self.opened.emit()
 
     def set_summary(self, text: str, state: State) -> None:
         """Say in one line how this part stands."""

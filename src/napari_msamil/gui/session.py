@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from psygnal import Signal
 
-from napari_msamil.config import Strategy
 from napari_msamil.errors import MsamilError
 from napari_msamil.gui.layers import KEY, mask_from_labels
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_msamil.checkpoint import CheckpointHeader, LoadedModel
-    from napari_msamil.config import PatchSpec
+    from napari_msamil.config import PatchSpec, Strategy
     from napari_msamil.masks import SlideMask
     from napari_msamil.patches import PatchGrid
     from napari_msamil.result import SlideResult

@@ -64,10 +64,9 @@ class SlidePanel(Panel):
         self._smooth.toggled.connect(_set_async)
         self.column.addLayout(row(self._combo, self._open, self._sample, stretch=0))
         self.column.addWidget(self._facts)
-        self.column.addLayout(
-            row(self._mpp_label, self._mpp, self._set_mpp, self._smooth)
-        )
+        self.column.addLayout(row(self._mpp_label, self._mpp, self._set_mpp))
         self.column.addWidget(self._warnings)
+        self.column.addLayout(row(self._smooth))
         session.slide_changed.connect(self.refresh)
         viewer.layers.events.inserted.connect(self._on_layers)
         viewer.layers.events.removed.connect(self._on_layers)

@@ -63,14 +63,13 @@ class Answer:
     loaded: LoadedModel
 
 
-def load(question: Question) -> LoadedModel:
-    """The model of a question, loaded once."""
+def load(ref: str, loaded: LoadedModel | None, settings: Settings) -> LoadedModel:
+    """The model of a reference, unless it is loaded already."""
     from napari_msamil.checkpoint import load_checkpoint
 
-    if question.loaded is not None:
-        return question.loaded
-    runtime = question.settings.runtime()
-    return load_checkpoint(question.model_ref, device=runtime.device)
+    if loaded is not None:
+        return loaded
+    return load_checkpoint(ref, device=settings.runtime().device)
 
 
 def find_mask_steps(question: Question, kind: str = "lesion") -> ProgressGen[MaskFound]:
@@ -84,7 +83,7 @@ def find_mask_steps(question: Question, kind: str = "lesion") -> ProgressGen[Mas
         yield Progress(Stage.MASK)
         return _found_without_model(question, kind)
     yield Progress(Stage.OPEN, message=RUN.loading)
-    loaded = load(question)
+    loaded = load(question.model_ref, question.loaded, question.settings)
     yield Progress(Stage.MASK)
     return _found_by(question, loaded)
 
@@ -131,7 +130,7 @@ def classify_question(question: Question) -> ProgressGen[Answer]:
 
     if question.loaded is None:
         yield Progress(Stage.OPEN, message=RUN.loading)
-    loaded = load(question)
+    loaded = load(question.model_ref, question.loaded, question.settings)
     mask, notes = question.mask, tuple[str, ...]()
     if mask is None:
         yield Progress(Stage.MASK)
@@ -163,11 +162,13 @@ def _with_notes(result: SlideResult, notes: tuple[str, ...]) -> SlideResult:
     return replace(result, warnings=(*notes, *result.warnings)) if notes else result
 
 
-def selftest_steps(question: Question) -> ProgressGen[SelftestResult]:
+def selftest_steps(
+    ref: str, loaded: LoadedModel | None, settings: Settings
+) -> ProgressGen[SelftestResult]:
     """Load a checkpoint and compare its recorded logits with those found here."""
     from napari_msamil.checkpoint import selftest
 
     yield Progress(Stage.OPEN, message=RUN.loading)
-    loaded = load(question)
+    model = load(ref, loaded, settings)
     yield Progress(Stage.VALIDATE)
-    return selftest(loaded)
+    return selftest(model)

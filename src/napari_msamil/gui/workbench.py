@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_msamil.gui.classify_panel import ClassifyPanel
+from napari_msamil.gui.export_panel import ExportPanel
+from napari_msamil.gui.gallery_panel import GalleryPanel
 from napari_msamil.gui.mask_panel import MaskPanel
+from napari_msamil.gui.mhim_panel import MhimPanel
 from napari_msamil.gui.model_panel import ModelPanel
 from napari_msamil.gui.patches_panel import PatchesPanel
+from napari_msamil.gui.query_panel import QueryPanel
 from napari_msamil.gui.result_panel import ResultPanel
 from napari_msamil.gui.session import session_of
 from napari_msamil.gui.slide_panel import SlidePanel
+from napari_msamil.gui.trust_panel import TrustPanel
+from napari_msamil.gui.what_if_panel import WhatIfPanel
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -50,6 +55,12 @@ class WorkbenchWidget(QScrollArea):
         self.result_panel = ResultPanel(
             self.session, napari_viewer, lambda: self.classify_panel.running
         )
+        self.gallery_panel = GalleryPanel(self.session, napari_viewer)
+        self.query_panel = QueryPanel(self.session)
+        self.what_if_panel = WhatIfPanel(self.session, napari_viewer)
+        self.trust_panel = TrustPanel(self.session)
+        self.mhim_panel = MhimPanel(self.session, napari_viewer)
+        self.export_panel = ExportPanel(self.session)
         self._fill()
         if self.session.header is None:
             self.model_panel.choose(self.session.model_ref)
@@ -65,6 +76,12 @@ class WorkbenchWidget(QScrollArea):
             self.patches_panel,
             self.classify_panel,
             self.result_panel,
+            self.query_panel,
+            self.gallery_panel,
+            self.what_if_panel,
+            self.trust_panel,
+            self.mhim_panel,
+            self.export_panel,
         ]
 
     def _fill(self) -> None:
@@ -82,14 +99,15 @@ class WorkbenchWidget(QScrollArea):
         self.setWidget(inside)
 
     def _show_sample(self) -> None:
-        pass
+        self.gallery_panel.show_sample()
+        self.ensureWidgetVisible(self.gallery_panel.section)
 
     def close_down(self) -> None:
         """Stop every job and let go of the viewer."""
         for panel in self.panels:
             panel.close_down()
 
-    def closeEvent(self, event: QCloseEvent) -> None:
+    def closeEvent(self, event: QCloseEvent | None) -> None:
         """The dock is closed."""
         self.close_down()
         super().closeEvent(event)

@@ -79,7 +79,7 @@ def relay(
         yield Failed(str(error))
     except Exception as error:  # the worker's outermost door
         logger.exception("a job of the workbench failed")
-        yield Failed(ERROR.unexpected.format(error=error or type(error).__name__))
+        yield Failed(ERROR.unexpected.format(error=str(error) or type(error).__name__))
     finally:
         work.close()
         threads.restore()
@@ -115,9 +115,7 @@ class _ThreadCap:
         torch = sys.modules.get("torch")
         if self._before is None and torch is not None:
             self._before = int(torch.get_num_threads())
-            torch.set_num_threads(
-                min(self._before, max(1, (os.cpu_count() or 2) - 1))
-            )
+            torch.set_num_threads(min(self._before, max(1, (os.cpu_count() or 2) - 1)))
 
     def restore(self) -> None:
         if self._before is not None:

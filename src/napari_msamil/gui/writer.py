@@ -22,28 +22,20 @@ def write_mask(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Raises:
         MsamilError: GeoJSON needs a mask that was made on a slide.
     """
+    from napari_msamil.annotations import write_mask_geojson, write_mask_png
+
     target = Path(path)
     ours = meta.get("metadata", {}).get(KEY, {})
-    if target.suffix.lower() == ".png":
-        _write_png(data, target)
-    elif "info" in ours:
-        from napari_msamil.annotations import write_mask_geojson
-
-        write_mask_geojson(mask_from_labels(data, ours["info"].size_wh0), target)
-    else:
+    is_png = target.suffix.lower() == ".png"
+    if "info" not in ours and not is_png:
         raise MsamilError(ERROR.mask_without_slide)
+    size_wh0 = ours["info"].size_wh0 if "info" in ours else data.shape[::-1]
+    mask = mask_from_labels(data, size_wh0)
+    if is_png:
+        write_mask_png(mask, target)
+    else:
+        write_mask_geojson(mask, target)
     return [str(target)]
-
-
-def _write_png(data: Any, target: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
-    part = target.with_name(target.name + ".part")
-    Image.fromarray((np.asarray(data) > 0).astype(np.uint8) * 255).save(
-        part, format="PNG"
-    )
-    part.replace(target)
 
 
 def write_result_layers(path: str, layers: Sequence[LayerTuple]) -> list[str]:
