@@ -84,10 +84,12 @@ def make_splits(
     names = np.array([r.slide_id for r in cohort.rows])
     labels = np.array(cohort.labels(cohort.rows))
     patients = np.array([r.patient_id for r in cohort.rows])
-    parts = max(round(1 / val_share), 2)
     folds = []
     outer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     for number, (rest, test) in enumerate(outer.split(names, labels, patients)):
+        # no more parts than the rarest class has patients left, so that each part can have it
+        fewest = min(len(set(patients[rest][labels[rest] == c])) for c in set(labels))
+        parts = max(min(round(1 / val_share), fewest), 2)
         inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed + number)
         train, val = next(iter(inner.split(names[rest], labels[rest], patients[rest])))
         picked = {"train": rest[train], "val": rest[val], "test": test}

@@ -1,0 +1,253 @@
+"""Cross-validation: folds, resuming, isolation, several at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from training.bags import StoredBag, save_bag
+from training.cli import main
+from training.cv_fold import FoldStage, FoldTask, run_fold
+from training.prediction_table import read_predictions
+
+RECIPE = """
+[model]
+name = "toy"
+classes = ["a", "b"]
+encoder = { kind = "timm", backbone = "lcnet_050", dim = 5 }
+aggregator = { name = "abmil", in_dim = 5 }
+
+[mil]
+epochs = 4
+lr = 1e-2
+patience = 0
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A cohort of 24 slides of 16 patients with bags that can be told apart."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for patient in range(16):
+        for slide in range(1 + patient % 2):
+            label = patient // 8
+            name = f"s{patient}_{slide}"
+            n = int(rng.integers(3, 8))
+            features = torch.tensor(rng.normal(size=(n, 5)), dtype=torch.float32)
+            features[0, 0] += 4 * label
+            save_bag(tmp_path / "bags" / f"{name}.pt", bag_of(features, name))
+            rows.append((name, f"{name}.tiff", f"p{patient}", "ab"[label]))
+    with (tmp_path / "cohort.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("slide_id", "path", "patient_id", "label"), *rows])
+    (tmp_path / "toy.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def bag_of(features, name):
+    n = len(features)
+    return StoredBag(
+        features=features,
+        coords_xy0=torch.arange(2 * n).reshape(n, 2),
+        scale=torch.zeros(n, dtype=torch.int8),
+        valid=torch.ones(n, dtype=torch.bool),
+        size_px0=(7,),
+        size_wh0=(101, 99),
+        mpp=0.5,
+        scale_names=("20x",),
+        encoder_id="toy",
+        slide=name,
+    )
+
+
+def crossval(work, out, *more, mil=()):
+    words = [
+        "crossval",
+        "--verb",
+        "mil",
+        "--cohort",
+        str(work / "cohort.csv"),
+        "-o",
+        str(work / out),
+        "--n-folds",
+        "3",
+    ]
+    own = [
+        "--config",
+        str(work / "toy.toml"),
+        "--bags",
+        str(work / "bags"),
+        "--device",
+        "cpu",
+    ]
+    return main([*words, *more, "--", *own, *mil])
+
+
+def test_every_slide_is_tested_once_and_figures_are_written(work, capsys):
+    assert crossval(work, "cv") == 0
+    found = read_predictions(work / "cv" / "predictions.csv")
+    assert len(set(found.slide_ids)) == len(found) == 24
+    assert set(found.folds) == {0, 1, 2}
+    figures = json.loads((work / "cv" / "figures.json").read_text())
+    assert len(figures["folds"]) == 3
+    pooled = figures["pooled"]["acc"]
+    assert pooled["low"] <= pooled["value"] <= pooled["high"]
+    assert "| pooled |" in capsys.readouterr().out
+    assert (work / "cv" / "splits.json").exists()
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(work):
+    assert crossval(work, "whole") == 0
+    splits = ("--splits", str(work / "whole" / "splits.json"))
+    # fold 0 finished, fold 1 stopped after two of four epochs, fold 2 never begun
+    assert crossval(work, "broken", *splits, "--folds", "0") == 0
+    short = [
+        *splits,
+        "--fold",
+        "1",
+        "--cohort",
+        str(work / "cohort.csv"),
+        "--bags",
+        str(work / "bags"),
+        "--device",
+        "cpu",
+    ]
+    half = work / "broken" / "fold_1"
+    assert (
+        main(["mil", *short, "--config", str(work / "toy.toml"), "-o", str(half)]) == 0
+    )
+    stop_after(half, work, short, epochs=2)
+    assert crossval(work, "broken", *splits) == 0
+    for fold in ("fold_0", "fold_1", "fold_2"):
+        first = (work / "whole" / fold / "predictions.csv").read_text()
+        assert (work / "broken" / fold / "predictions.csv").read_text() == first
+
+
+def stop_after(folder, work, words, epochs):
+    """Leave the folder as a run that was killed after some epochs leaves it."""
+    import shutil
+
+    from training import loop, mil
+
+    shutil.rmtree(folder)
+    real, seen = loop.save_state, []
+
+    def save_then_die(*args, **kwargs):
+        real(*args, **kwargs)
+        seen.append(args[0].name)
+        if seen.count("state.pt") == epochs:
+            raise KeyboardInterrupt
+
+    loop.save_state = save_then_die
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_verb(
+                mil, [*words, "--config", str(work / "toy.toml"), "-o", str(folder)]
+            )
+    finally:
+        loop.save_state = real
+    assert (folder / "state.pt").exists()
+    assert not (folder / "predictions.csv").exists()
+
+
+def run_verb(module, words):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(words))
+
+
+def test_a_fold_that_fails_is_named_and_the_others_finish(work, capsys):
+    assert crossval(work, "cv", "--folds", "0") == 0
+    (work / "cv" / "fold_1").write_text("in the way")
+    assert crossval(work, "cv") == 1
+    assert "fold 1:" in capsys.readouterr().err
+    assert (work / "cv" / "fold_2" / "predictions.csv").exists()
+    assert not (work / "cv" / "figures.json").exists()
+
+
+def test_finished_folds_are_not_run_again(work):
+    assert crossval(work, "cv", "--folds", "0") == 0
+    before = (work / "cv" / "fold_0" / "predictions.csv").stat().st_mtime_ns
+    assert crossval(work, "cv", "--folds", "0") == 0
+    assert (work / "cv" / "fold_0" / "predictions.csv").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(work):
+    assert crossval(work, "one") == 0
+    splits = ("--splits", str(work / "one" / "splits.json"))
+    assert crossval(work, "two", *splits, "--jobs", "2") == 0
+    assert (work / "two" / "predictions.csv").read_text() == (
+        work / "one" / "predictions.csv"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_what_one_process_gives(work):
+    distributed = pytest.importorskip("distributed")
+    assert crossval(work, "one") == 0
+    splits = ("--splits", str(work / "one" / "splits.json"))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        assert (
+            crossval(work, "dask", *splits, "--cluster", cluster.scheduler_address) == 0
+        )
+    assert (work / "dask" / "predictions.csv").read_text() == (
+        work / "one" / "predictions.csv"
+    ).read_text()
+
+
+def test_a_recipe_with_stages_is_run_in_every_fold(work):
+    recipe = work / "stages.toml"
+    stage = (
+        f"--config {work / 'toy.toml'} --cohort {{cohort}} --splits {{splits}} --fold {{fold}} "
+        f"--bags {work / 'bags'} --device cpu -o {{out}}"
+    )
+    recipe.write_text(
+        f'[[stages]]\nverb = "mil"\nargs = "{stage}"\nmakes = "{{out}}/predictions.csv"\n'
+    )
+    words = [
+        "crossval",
+        "--recipe",
+        str(recipe),
+        "--cohort",
+        str(work / "cohort.csv"),
+        "-o",
+        str(work / "cv"),
+    ]
+    assert main([*words, "--n-folds", "2"]) == 0
+    assert len(read_predictions(work / "cv" / "predictions.csv")) == 24
+
+
+def test_a_call_that_is_wrong_ends_with_code_2(work, capsys):
+    words = ["crossval", "--cohort", str(work / "cohort.csv"), "-o", str(work / "cv")]
+    assert main(words) == 2
+    assert main([*words, "--verb", "mil", "--folds", "7"]) == 2
+    assert "folds 0 … 4" in capsys.readouterr().err
+
+
+def test_a_stage_without_predictions_is_a_failure(tmp_path):
+    stage = FoldStage(
+        "synth",
+        (
+            "-o",
+            str(tmp_path / "c"),
+            "--slides",
+            "2",
+            "--size",
+            "90",
+            "80",
+            "--jobs",
+            "1",
+        ),
+        tmp_path / "c" / "cohort.csv",
+        tmp_path / "c",
+    )
+    assert "left no" in run_fold(FoldTask(0, tmp_path / "fold_0", (stage,)))

@@ -1,0 +1,266 @@
+"""Run a training over all folds of a split file, several at once, and report ACC, AUC, F1 and calibration.
+
+One verb, its own arguments after `--`:
+    msamil-train crossval --verb mil --cohort cohort.csv --splits splits.json -o runs/cv -- --config mil --bags features/
+Or all stages of a recipe, with {out} (the fold's folder), {fold}, {cohort} and {splits} in their arguments:
+    msamil-train crossval --recipe my.toml --cohort cohort.csv --splits splits.json -o runs/cv
+
+Each fold is `fold_<k>/` and must leave `predictions.csv`. A second run skips finished folds and goes on with others.
+`--cluster` takes the address or the scheduler file of a Dask cluster (on SLURM: one started by dask-jobqueue).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_msamil.errors import CohortError, ConfigError, ExtraMissingError
+from napari_msamil.progress import Progress, ProgressGen, Stage, finish
+
+from .cohort import read_cohort
+from .config import checked, read_recipe
+from .cv_fold import PREDICTIONS, FoldStage, FoldTask, run_fold
+from .splits import make_splits, read_splits, write_splits
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from .summary import Summary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `msamil-train crossval`."""
+    parser.add_argument("--verb", help="verb run in every fold (mil, mhim, e2e, …)")
+    parser.add_argument(
+        "words", nargs="*", metavar="-- ARGS", help="arguments of that verb"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, help="recipe whose [[stages]] are run in every fold"
+    )
+    parser.add_argument("--cohort", type=Path, required=True, help="cohort table (CSV)")
+    parser.add_argument(
+        "--splits",
+        type=Path,
+        help="split file; drawn into the output folder where absent",
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--n-folds",
+        type=int,
+        default=5,
+        help="folds, where splits are drawn (default: 5)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of that draw")
+    parser.add_argument("--folds", type=int, nargs="+", help="run these folds only")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="folds at once on this machine"
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        help="for example cuda:0 cuda:1: dealt to the folds in turn",
+    )
+    parser.add_argument("--cluster", help="address or scheduler file of a Dask cluster")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the folds and print the table; 1 if some fold failed."""
+    from tqdm import tqdm
+
+    splits = prepare_splits(args.cohort, args.splits, args.out, args.n_folds, args.seed)
+    tasks = plan_folds(args, splits)
+    with tqdm(total=len(tasks), desc="folds", unit="fold", file=sys.stderr) as bar:
+        failed = finish(
+            run_folds(tasks, jobs=args.jobs, cluster=args.cluster),
+            lambda step: _show(bar, step),
+        )
+    for number, reason in sorted(failed.items()):
+        print(f"fold {number}: {reason}", file=sys.stderr)  # noqa: T201
+    if not failed and not args.folds:
+        from .summary import markdown
+
+        print(markdown(collect(args.out, [t.folder for t in tasks])))  # noqa: T201
+    return 1 if failed else 0
+
+
+def prepare_splits(
+    cohort: Path, splits: Path | None, folder: Path, n_folds: int, seed: int
+) -> Path:
+    """The split file: the one given, the one drawn before, or a new one; all folds are checked for leaks.
+
+    Raises:
+        CohortError: The cohort or the splits are broken.
+    """
+    table = read_cohort(cohort, need_files=False)
+    path = splits or folder / "splits.json"
+    if splits is None and not path.exists():
+        write_splits(path, make_splits(table, n_folds, seed=seed))
+    read_cohort(cohort, splits=path, fold=0, need_files=False)
+    return path
+
+
+def plan_folds(args: argparse.Namespace, splits: Path) -> list[FoldTask]:
+    """What is run in each fold.
+
+    Raises:
+        ConfigError: Neither a verb nor a recipe is given, or both, or a fold does not exist.
+    """
+    if bool(args.verb) == bool(args.recipe):
+        raise ConfigError("Give either a verb (mil, mhim, …) or --recipe with stages.")
+    count = len(read_splits(splits).folds)
+    numbers = args.folds or range(count)
+    if not all(0 <= n < count for n in numbers):
+        raise ConfigError(
+            f"{splits} has the folds 0 … {count - 1}. Choose among them with --folds."
+        )
+    threads = max((os.cpu_count() or 1) // args.jobs, 1) if args.jobs > 1 else 0
+    tasks = []
+    for number in numbers:
+        folder = args.out / f"fold_{number}"
+        fill = {
+            "out": folder,
+            "fold": number,
+            "cohort": args.cohort,
+            "splits": splits,
+            "recipe": args.recipe,
+        }
+        device = args.devices[number % len(args.devices)] if args.devices else ""
+        stages = _stages(args, folder, fill, device)
+        tasks.append(FoldTask(number, folder, stages, threads))
+    return tasks
+
+
+def run_folds(
+    tasks: Sequence[FoldTask], *, jobs: int = 1, cluster: str | None = None
+) -> ProgressGen[dict[int, str]]:
+    """Run folds here or on a cluster.
+
+    Returns:
+        Why it failed, by fold, for those that did.
+    """
+    failed: dict[int, str] = {}
+    yield Progress(Stage.TRAIN, 0, len(tasks))
+    results = _on_cluster(tasks, cluster) if cluster else _here(tasks, jobs)
+    for done, (number, reason) in enumerate(results, 1):
+        if reason:
+            failed[number] = reason
+        yield Progress(Stage.TRAIN, done, len(tasks), f"fold {number}")
+    return failed
+
+
+def collect(out: Path, folders: Sequence[Path]) -> Summary:
+    """Join the test predictions of all folds and write `predictions.csv`, `figures.json` and `figures.md`.
+
+    Raises:
+        CohortError: A slide was predicted twice.
+    """
+    from .prediction_table import join_predictions, read_predictions, save_predictions
+    from .summary import summarise, write_figures
+
+    found = join_predictions(
+        [
+            read_predictions(f / PREDICTIONS, int(f.name.rpartition("_")[2])).part(
+                "test"
+            )
+            for f in folders
+        ]
+    )
+    if len(set(found.slide_ids)) != len(found):
+        raise CohortError(
+            f"Some slides were tested in two folds of {out}. Draw the splits anew."
+        )
+    save_predictions(out / PREDICTIONS, found)
+    summary = summarise(found)
+    write_figures(out, summary)
+    return summary
+
+
+def _stages(
+    args: argparse.Namespace, folder: Path, fill: dict[str, Any], device: str
+) -> tuple[FoldStage, ...]:
+    with_device = ("--device", device) if device else ()
+    if args.recipe is None:
+        own = (
+            "--cohort",
+            str(args.cohort),
+            "--splits",
+            str(fill["splits"]),
+            "--fold",
+            str(fill["fold"]),
+            "-o",
+            str(folder),
+        )
+        return (
+            FoldStage(
+                args.verb,
+                (*own, *args.words, *with_device),
+                folder / PREDICTIONS,
+                folder,
+            ),
+        )
+    from .run import RunSpec
+
+    found = checked(
+        RunSpec, {"stages": read_recipe(args.recipe).get("stages", [])}, "recipe"
+    ).stages
+    stages = []
+    for stage in found:
+        words = tuple(_filled(w, fill) for w in shlex.split(stage.args))
+        makes = Path(_filled(stage.makes, fill))
+        stages.append(
+            FoldStage(stage.verb, (*words, *with_device), makes, makes.parent)
+        )
+    return tuple(stages)
+
+
+def _filled(text: str, fill: dict[str, Any]) -> str:
+    for name, value in fill.items():
+        text = text.replace("{" + name + "}", str(value))
+    return text
+
+
+def _here(tasks: Sequence[FoldTask], jobs: int) -> Iterator[tuple[int, str]]:
+    if jobs <= 1:
+        for task in tasks:
+            yield task.number, run_fold(task)
+        return
+    with ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=get_context("spawn")
+    ) as pool:
+        number_of = {pool.submit(run_fold, task): task.number for task in tasks}
+        try:
+            for future in as_completed(number_of):
+                yield number_of[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _on_cluster(tasks: Sequence[FoldTask], cluster: str) -> Iterator[tuple[int, str]]:
+    """Folds on a Dask cluster; its workers must see the same folders."""
+    try:
+        from distributed import Client
+        from distributed import as_completed as dask_completed
+    except ImportError as error:
+        raise ExtraMissingError("Running folds on a cluster", "scale") from error
+    place = (
+        {"scheduler_file": cluster}
+        if cluster.endswith(".json")
+        else {"address": cluster}
+    )
+    with Client(**place) as client:  # type: ignore[no-untyped-call]
+        number_of = {
+            client.submit(run_fold, task, pure=False): task.number for task in tasks
+        }
+        for future in dask_completed(number_of):  # type: ignore[no-untyped-call]
+            yield number_of[future], future.result()
+
+
+def _show(bar: Any, step: Progress) -> None:
+    bar.update(step.done - bar.n)

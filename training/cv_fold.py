@@ -1,0 +1,110 @@
+"""One fold of a cross-validation, run in a process of its own: its stages in order, finished ones skipped."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from napari_msamil.errors import MsamilError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESUMABLE = ("segment", "e2e", "mil", "mhim", "dino")
+"""Verbs that go on from `state.pt` with `--resume`."""
+STATE = "state.pt"
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class FoldStage:
+    """One verb of a fold.
+
+    Attributes:
+        verb: A verb of msamil-train.
+        words: Its arguments.
+        makes: File that shows it is finished.
+        folder: Its output folder: a `state.pt` there is gone on from.
+    """
+
+    verb: str
+    words: tuple[str, ...]
+    makes: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class FoldTask:
+    """A fold.
+
+    Attributes:
+        number: Which fold.
+        folder: Its folder; `output.log` there gets what the verbs print.
+        stages: What is run.
+        threads: CPU threads it may use; 0 leaves that to torch.
+    """
+
+    number: int
+    folder: Path
+    stages: tuple[FoldStage, ...]
+    threads: int = 0
+
+    @property
+    def predictions(self) -> Path:
+        """What the fold must leave behind."""
+        return self.folder / PREDICTIONS
+
+
+def run_fold(task: FoldTask) -> str:
+    """Run what is unfinished.
+
+    Returns:
+        Empty, or why it failed; a fold that fails does not stop the others.
+    """
+    log = task.folder / "output.log"
+    try:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        _limit_threads(task.threads)
+        with (
+            log.open("a", encoding="utf-8") as file,
+            redirect_stdout(file),
+            redirect_stderr(file),
+        ):
+            return _run_stages(task)
+    except (MsamilError, OSError) as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001  (the outermost door of this process)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        return f"unexpected error, see {log}: {error}"
+
+
+def _run_stages(task: FoldTask) -> str:
+    from .cli import run_verb
+
+    for stage in task.stages:
+        if stage.makes.exists():
+            continue
+        words = list(stage.words)
+        if stage.verb in RESUMABLE and (stage.folder / STATE).exists():
+            words.append("--resume")
+        code = run_verb(stage.verb, words)
+        if code:
+            return (
+                f"{stage.verb} ended with code {code}, see {task.folder / 'output.log'}"
+            )
+    if not task.predictions.exists():
+        return f"the stages left no {task.predictions}"
+    return ""
+
+
+def _limit_threads(threads: int) -> None:
+    if threads <= 0:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)

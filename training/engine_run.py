@@ -1,0 +1,148 @@
+"""Classify a cohort with the plugin's own engine: what is measured is what a user gets, minutes included."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from napari_msamil.annotations import read_mask
+from napari_msamil.config import Strategy
+from napari_msamil.errors import MsamilError
+from napari_msamil.pipeline import ClassifyOptions, classify_steps
+from napari_msamil.progress import Progress, ProgressGen, Stage, finish
+from napari_msamil.slide import open_slide
+
+from .prediction_table import Predictions, read_predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from napari_msamil.checkpoint import LoadedModel
+    from napari_msamil.device import Runtime
+    from napari_msamil.patches import PatchGrid
+
+    from .cohort_table import Cohort, CohortRow
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How slides are classified.
+
+    Attributes:
+        patches: `lesion`, `tissue` or `random`; empty leaves the model's own.
+        mask: `model` (the segmenter) or `file` (the cohort's masks).
+        seed: Seed of the random strategy.
+    """
+
+    patches: str = ""
+    mask: str = "model"
+    seed: int = 0
+
+
+def predict_cohort(
+    cohort: Cohort,
+    rows: Sequence[CohortRow],
+    loaded: LoadedModel,
+    runtime: Runtime,
+    path: Path,
+    spec: EngineSpec | None = None,
+) -> ProgressGen[dict[str, str]]:
+    """Classify slides one by one and write a line for each at once, so that a stopped run goes on where it was.
+
+    Args:
+        cohort: For labels.
+        rows: Which slides.
+        loaded: The model.
+        runtime: Device and precision.
+        path: Table to write: that of `prediction_table`, with `seconds`, `patches`, `lesion_fraction` and `warnings`.
+        spec: How.
+
+    Returns:
+        The reason by slide, for slides that cannot be classified.
+    """
+    spec = spec or EngineSpec()
+    done = _finished(path)
+    failed: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        yield Progress(Stage.VALIDATE, number, len(rows), row.slide_id)
+        if row.slide_id in done:
+            continue
+        try:
+            line = _one(row, loaded, runtime, spec)
+        except MsamilError as error:
+            failed[row.slide_id] = str(error)
+        else:
+            _append(path, {**_known(cohort, row, loaded), **line})
+    yield Progress(Stage.VALIDATE, len(rows), len(rows))
+    return failed
+
+
+def read_engine_run(path: Path) -> tuple[Predictions, dict[str, dict[str, str]]]:
+    """The predictions of `predict_cohort`, and the whole line of each slide."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = {line["slide_id"]: line for line in csv.DictReader(file)}
+    return read_predictions(path), lines
+
+
+def _one(
+    row: CohortRow, loaded: LoadedModel, runtime: Runtime, spec: EngineSpec
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    with open_slide(row.path, mpp=row.mpp) as slide:
+        mask = None
+        if spec.mask == "file" and row.mask is not None:
+            mask = read_mask(row.mask, slide.info.size_wh0)
+        options = ClassifyOptions(
+            mask=mask,
+            strategy=Strategy(spec.patches) if spec.patches else None,
+            seed=spec.seed,
+            runtime=runtime,
+        )
+        result = finish(classify_steps(slide, loaded, options))
+    return {
+        "prediction": result.prediction,
+        **{
+            f"p_{c}": f"{p:.6f}"
+            for c, p in zip(result.classes, result.probabilities, strict=True)
+        },
+        "seconds": f"{time.perf_counter() - start:.3f}",
+        "patches": len(result.grid),
+        "pixels0": _pixels0(result.grid),
+        "lesion_fraction": f"{result.mask.fraction:.4f}",
+        "warnings": " | ".join(result.warnings),
+    }
+
+
+def _pixels0(grid: PatchGrid) -> int:
+    """Level-0 pixels of all patches, overlap of scales counted: what must be computed."""
+    return int(sum(int(grid.size_px0[s]) ** 2 for s in grid.scale.tolist()))
+
+
+def _known(cohort: Cohort, row: CohortRow, loaded: LoadedModel) -> dict[str, str]:
+    label = row.label if row.label in loaded.config.classes else ""
+    return {
+        "slide_id": row.slide_id,
+        "patient_id": row.patient_id,
+        "split": row.split,
+        "label": label,
+    }
+
+
+def _finished(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {line["slide_id"] for line in csv.DictReader(file)}
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(line), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
