@@ -30,8 +30,9 @@ GUESSED_TILE_WH = (256, 256)
 class OpenSlideFile(BaseSlide):
     """A slide that OpenSlide reads.
 
-    An OpenSlide handle is dead after any read error. Then the region raises `RegionError`, and the next read uses a
-    fresh handle. A dead or closed handle is released by its last reader, never under another thread's read.
+    An OpenSlide handle is dead after any read error, for all its readers. Each of them then reads its region once more
+    with a fresh handle, and only the one whose region is damaged gets a `RegionError`. A dead or closed handle is
+    released by its last reader, never under another thread's read.
 
     Args:
         path: The file that OpenSlide opens.
@@ -50,6 +51,7 @@ class OpenSlideFile(BaseSlide):
         self._shown_path = shown_path or path
         self._user_mpp = mpp
         self._lock = threading.Lock()
+        self._closed = False
         self._handle: openslide.OpenSlide | None = open_handle(path)
         super().__init__(describe_handle(self._handle, self._shown_path, mpp))
 
@@ -65,12 +67,9 @@ class OpenSlideFile(BaseSlide):
         handle = self._living_handle()
         try:
             rgba = handle.read_region(location_xy0, level, size_wh)
-        except openslide.OpenSlideError as error:
-            self._forget(handle)
-            raise RegionError(
-                f"{self._info.path.name}: the region at x {location_xy0[0]}, y {location_xy0[1]} of level {level} "
-                f"cannot be decoded ({_reason(error, self._path)}). The file may be damaged; the rest of it stays readable."
-            ) from error
+        except openslide.OpenSlideError:
+            # The fault may be another thread's: all readers of a dead handle get its error.
+            rgba = self._read_alone(handle, location_xy0, level, size_wh)
         return over_background(rgba, self._info.background_rgb)
 
     def _read_inside(
@@ -112,8 +111,6 @@ class OpenSlideFile(BaseSlide):
             self._closed = True
             self._handle = None
 
-    _closed = False
-
     def _living_handle(self) -> openslide.OpenSlide:
         with self._lock:
             if self._closed:
@@ -123,6 +120,28 @@ class OpenSlideFile(BaseSlide):
             if self._handle is None:
                 self._handle = open_handle(self._path)
             return self._handle
+
+    def _read_alone(
+        self,
+        dead: openslide.OpenSlide,
+        location_xy0: tuple[int, int],
+        level: int,
+        size_wh: tuple[int, int],
+    ) -> Image.Image:
+        """Read with a handle of our own, which then serves the others; RegionError if the fault is here."""
+        self._forget(dead)
+        fresh = open_handle(self._path)
+        try:
+            rgba = fresh.read_region(location_xy0, level, size_wh)
+        except openslide.OpenSlideError as error:
+            raise RegionError(
+                f"{self._info.path.name}: the region at x {location_xy0[0]}, y {location_xy0[1]} of level {level} "
+                f"cannot be decoded ({_reason(error, self._path)}). The file may be damaged; the rest of it stays readable."
+            ) from error
+        with self._lock:
+            if self._handle is None and not self._closed:
+                self._handle = fresh
+        return rgba
 
     def _forget(self, handle: openslide.OpenSlide) -> None:
         with self._lock:
@@ -159,7 +178,9 @@ def describe_handle(
     handle: openslide.OpenSlide, path: Path, user_mpp: float | None
 ) -> SlideInfo:
     """Everything OpenSlide says of a slide, with warnings."""
-    properties = dict(handle.properties)
+    # In damaged files a name can be listed whose value cannot be had: `dict()` would raise on it.
+    listed = {key: handle.properties.get(key) for key in handle.properties}
+    properties = {key: value for key, value in listed.items() if value is not None}
     vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
     resolution = resolve(properties, vendor=vendor, name=path.name, user_mpp=user_mpp)
     count = handle.level_count

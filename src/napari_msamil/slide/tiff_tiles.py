@@ -6,6 +6,7 @@ TIFF's photometric tag, never from the JPEG itself (Aperio writes RGB into JPEGs
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 from collections import OrderedDict
@@ -37,13 +38,28 @@ BROKEN = (
     IndexError,
     AttributeError,
     struct.error,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
     AssertionError,
     NotImplementedError,
     tifffile.TiffFileError,
 )
 """What tifffile and imagecodecs raise on damaged files (imagecodecs' own errors are RuntimeErrors)."""
+
+
+class _Quiet(logging.Filter):
+    """Keeps tifffile's log of a damaged file from users, who get one sentence instead; per thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(self.here, "on", False)
+
+
+_quiet = _Quiet()
+logging.getLogger("tifffile").addFilter(_quiet)
 
 
 class TiffLevel:
@@ -255,6 +271,7 @@ def read_levels(
     Raises:
         SlideError: It is no readable TIFF, or a directory does not hold plain pixels.
     """
+    _quiet.here.on = True
     try:
         with tifffile.TiffFile(path) as tiff:
             return [TiffLevel(page) for page in pick(tiff)]
@@ -264,6 +281,8 @@ def read_levels(
         ) from error
     except SlideError as error:
         raise SlideError(f"{path.name} cannot be read directly: {error}.") from error
+    finally:
+        _quiet.here.on = False
 
 
 def _reason(error: BaseException) -> str:
