@@ -1,0 +1,293 @@
+"""Evaluation: figures, files, comparison, worst errors, and the engine run behind a checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from napari_msamil.checkpoint import save_checkpoint
+from napari_msamil.config import (
+    AggregatorSpec,
+    EncoderSpec,
+    ModelConfig,
+    PatchSpec,
+    ScaleSpec,
+    Strategy,
+    TissueSpec,
+)
+from napari_msamil.errors import CohortError
+from napari_msamil.progress import finish
+from training import metrics
+from training.cli import main
+from training.evaluate import worst_errors
+from training.prediction_table import (
+    Predictions,
+    join_predictions,
+    read_predictions,
+    save_predictions,
+)
+from training.summary import summarise, thresholded
+from training.synth import make_cohort
+from training.synth_plan import SynthSpec
+
+
+def predictions(rng, n=60, classes=("x", "y", "z"), skill=2.0, split="test", fold=0):
+    labels = rng.integers(0, len(classes), n)
+    logits = rng.normal(size=(n, len(classes))) + skill * np.eye(len(classes))[labels]
+    return Predictions(
+        classes,
+        tuple(f"s{fold}_{i}" for i in range(n)),
+        tuple(f"p{i // 2}" for i in range(n)),
+        (split,) * n,
+        (fold,) * n,
+        labels,
+        np.round(metrics.softmax(logits), 6),
+    )
+
+
+def test_tables_survive_the_file(rng, tmp_path):
+    found = predictions(rng)
+    again = read_predictions(save_predictions(tmp_path / "p.csv", found))
+    assert (again.slide_ids, again.patients, again.splits, again.folds) == (
+        found.slide_ids,
+        found.patients,
+        found.splits,
+        found.folds,
+    )
+    np.testing.assert_array_equal(again.labels, found.labels)
+    np.testing.assert_allclose(again.probabilities, found.probabilities)
+
+
+def test_tables_that_are_none_are_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("slide_id,p_x\na,1\n")
+    with pytest.raises(CohortError, match="no table of predictions"):
+        read_predictions(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("slide_id,label,p_x,p_y\na,q,1,0\n")
+    with pytest.raises(CohortError, match="line 2: unknown label 'q'"):
+        read_predictions(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("slide_id,label,p_x,p_y\na,x,much,0\n")
+    with pytest.raises(CohortError, match="'much'"):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_pooled_and_fold_figures_are_those_of_the_slides(rng):
+    first, second = predictions(rng, 31, fold=0), predictions(rng, 20, fold=1)
+    summary = summarise(join_predictions([first, second]), draws=50)
+    assert summary.folds[1]["acc"].value == metrics.accuracy(
+        second.probabilities, second.labels
+    )
+    assert summary.mean["auc"] == pytest.approx(
+        np.mean([metrics.macro_auc(p.probabilities, p.labels) for p in (first, second)])
+    )
+    assert summary.slides == 51
+
+
+def test_all_right_is_not_certain(rng):
+    summary = summarise(predictions(rng, 40, skill=50.0), draws=30)
+    assert summary.pooled["acc"].value == 1
+    assert 0.9 < summary.pooled["acc"].low < 1
+
+
+def test_runs_are_compared_slide_by_slide_whatever_their_order(rng, tmp_path, capsys):
+    good = predictions(rng, skill=4.0)
+    poor = predictions(np.random.default_rng(1), skill=0.2)
+    poor = Predictions(**{**vars(poor), "labels": good.labels}).take(
+        rng.permutation(60)
+    )
+    paths = [
+        str(save_predictions(tmp_path / f"{n}.csv", p))
+        for n, p in (("good", good), ("poor", poor))
+    ]
+    words = [
+        "evaluate",
+        "--predictions",
+        paths[0],
+        "--against",
+        paths[1],
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    lines = json.loads((tmp_path / "out" / "figures.json").read_text())["against"]
+    assert lines[0].startswith("ACC against the other: +")
+    assert "paired bootstrap" in lines[0]
+    with pytest.raises(CohortError, match="same slides"):
+        good.take([0, 1]).aligned_with(poor)
+
+
+def test_the_report_is_one_page_with_the_worst_errors_first(rng, tmp_path):
+    found = predictions(rng, skill=0.7)
+    path = save_predictions(tmp_path / "p.csv", found)
+    assert (
+        main(["evaluate", "--predictions", str(path), "-o", str(tmp_path / "out")]) == 0
+    )
+    out = tmp_path / "out"
+    names = {
+        "figures.json",
+        "figures.md",
+        "predictions.csv",
+        "worst.csv",
+        "report.html",
+        "confusion.png",
+        "roc.png",
+        "reliability.png",
+    }
+    assert {p.name for p in out.iterdir()} == names
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    with (out / "worst.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    gaps = [float(r["p_prediction"]) - float(r["p_label"]) for r in rows]
+    assert gaps == sorted(gaps, reverse=True)
+    assert len(rows) == int((found.predicted != found.labels).sum())
+    assert found.slide_ids[worst_errors(found)[0]] == rows[0]["slide_id"]
+
+
+def test_the_threshold_comes_from_validation_slides(rng, tmp_path):
+    val = predictions(rng, 80, ("x", "y"), 1.0, "val")
+    test = predictions(rng, 90, ("x", "y"), 1.0, "test", fold=1)
+    found = thresholded(test, val)
+    expected = metrics.best_threshold(val.probabilities[:, 1], val.labels == 1)
+    assert found["threshold"] == expected
+    assert (
+        found["acc"]
+        == ((test.probabilities[:, 1] >= expected) == (test.labels == 1)).mean()
+    )
+    path = save_predictions(tmp_path / "p.csv", join_predictions([val, test]))
+    assert (
+        main(["evaluate", "--predictions", str(path), "-o", str(tmp_path / "out")]) == 0
+    )
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert figures["slides"] == 90
+    assert figures["threshold_from_validation"]["threshold"] == pytest.approx(
+        expected, abs=1e-5
+    )
+
+
+def test_an_empty_split_is_named(rng, tmp_path, capsys):
+    path = save_predictions(tmp_path / "p.csv", predictions(rng))
+    words = [
+        "evaluate",
+        "--predictions",
+        str(path),
+        "-o",
+        str(tmp_path / "out"),
+        "--split",
+        "val",
+    ]
+    assert main(words) == 2
+    assert "found: test" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """Four small slides and an untrained model."""
+    import torch
+
+    from napari_msamil.models import build_model
+
+    folder = tmp_path_factory.mktemp("engine")
+    classes = ("glandular-smooth", "trabecular-smooth")
+    spec = SynthSpec(
+        slides=4,
+        size_wh=(330, 270),
+        classes=classes,
+        forty_share=0,
+        slides_per_patient=(1, 1),
+    )
+    finish(make_cohort(folder, spec, jobs=1))
+    scales = (
+        ScaleSpec(name="20x", mpp=0.5, size_px=32),
+        ScaleSpec(name="10x", mpp=1.0, size_px=32),
+    )
+    config = ModelConfig(
+        name="toy",
+        classes=classes,
+        patches=PatchSpec(scales=scales, strategy=Strategy.TISSUE),
+        tissue=TissueSpec(mpp=2.0, min_area_um2=50.0, hole_area_um2=50.0),
+        encoder=EncoderSpec(
+            backbone="lcnet_050", dim=16, layers=1, heads=2, ffn=16, grid=1
+        ),
+        aggregator=AggregatorSpec(name="abmil", in_dim=16),
+    )
+    torch.manual_seed(0)
+    save_checkpoint(folder / "toy.safetensors", build_model(config).eval())
+    return folder
+
+
+def test_a_checkpoint_is_evaluated_by_the_engine_and_goes_on_where_it_stopped(
+    engine, tmp_path, capsys
+):
+    words = [
+        "evaluate",
+        "--model",
+        str(engine / "toy.safetensors"),
+        "--cohort",
+        str(engine / "cohort.csv"),
+    ]
+    words += [
+        "--split",
+        "all",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "-o",
+        str(tmp_path),
+    ]
+    assert main(words) == 0
+    with (tmp_path / "slides.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert all(float(r["seconds"]) > 0 and int(r["patches"]) > 0 for r in rows)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    wrong = sum(r["prediction"] != r["label"] for r in rows)
+    assert page.count("<img") == 3 + wrong
+    kept = (tmp_path / "slides.csv").read_text().splitlines()
+    (tmp_path / "slides.csv").write_text("\n".join(kept[:3]) + "\n")
+    assert main(words) == 0
+    again = (tmp_path / "slides.csv").read_text().splitlines()
+    assert again[:3] == kept[:3]
+    assert [x.split(",")[:6] for x in again] == [x.split(",")[:6] for x in kept]
+
+
+def test_a_slide_that_fails_is_named_and_the_others_are_evaluated(
+    engine, tmp_path, capsys
+):
+    table = (engine / "cohort.csv").read_text()
+    broken = engine / "slides" / "broken.tiff"
+    broken.write_bytes(b"no slide")
+    first = table.splitlines()[1].split(",")
+    line = ",".join(["broken", "slides/broken.tiff", "px", first[3], "", "test", "0.5"])
+    (engine / "with_broken.csv").write_text(table + line + "\n")
+    words = [
+        "evaluate",
+        "--model",
+        str(engine / "toy.safetensors"),
+        "--cohort",
+        str(engine / "with_broken.csv"),
+    ]
+    assert (
+        main(
+            [
+                *words,
+                "--split",
+                "all",
+                "--device",
+                "cpu",
+                "--mask",
+                "file",
+                "--patches",
+                "random",
+                "-o",
+                str(tmp_path),
+            ]
+        )
+        == 1
+    )
+    assert "broken:" in capsys.readouterr().err
+    assert len(read_predictions(tmp_path / "slides.csv")) == 4
