@@ -95,7 +95,9 @@ def _job(path: Path) -> SlideJob:
 
 
 def _is_dicom_folder(folder: Path) -> bool:
-    return any(p.suffix.lower() == ".dcm" for p in folder.iterdir())
+    """Whether a folder is one DICOM slide: it holds DICOM files and nothing else."""
+    files = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    return bool(files) and all(p.suffix.lower() == ".dcm" for p in files)
 
 
 def _from_folder(folder: Path) -> list[Path]:

@@ -275,6 +275,6 @@ def small_config(name: str, classes: tuple[str, ...]) -> ModelConfig:
             in_dim=dim, args={"heads": 4, "rank": 16, "mlp_dim": 256}
         ),
         segmenter=SegmenterSpec(
-            encoder="tu-lcnet_050", decoder_channels=(64, 48, 32, 24, 16)
+            encoder="tu-lcnet_050", decoder_channels=(48, 32, 24, 16, 16)
         ),
     )
