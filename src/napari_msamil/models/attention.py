@@ -21,6 +21,11 @@ _FLASH_CUDA_MAX = 256
 """Widest head the flash kernels of CUDA take; above it the memory-efficient kernel takes unequal widths."""
 
 
+def accurate(x: Tensor) -> Tensor:
+    """For softmaxes and losses: half formats become float32, float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def low_rank_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √r) v without an N × N matrix.
 
@@ -54,12 +59,12 @@ def attention_received(q: Tensor, k: Tensor, block: int = 512) -> Tensor:
         block: Queries per block; memory is B · H · block · N floats.
 
     Returns:
-        float32 (B, H, N); each row sums to 1.
+        (B, H, N), float32 or wider; each row sums to 1.
     """
-    received = torch.zeros(k.shape[:-1], dtype=torch.float32, device=k.device)
-    keys = k.float().transpose(-1, -2)
+    received = accurate(k.new_zeros(k.shape[:-1]))
+    keys = accurate(k).transpose(-1, -2)
     for start in range(0, q.shape[-2], block):
-        part = q[..., start : start + block, :].float()
+        part = accurate(q[..., start : start + block, :])
         received += torch.softmax(part @ keys * q.shape[-1] ** -0.5, dim=-1).sum(-2)
     return received / q.shape[-2]
 

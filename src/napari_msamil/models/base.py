@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError, SelectionError
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.outputs import MILOutput
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _unpad(part: Tensor, valid: Tensor, axis: int) -> Tensor:
 
 def normalise_positive(weights: Tensor) -> Tensor:
     """Negative values to 0, then shares that sum to 1 over the last axis; equal shares where nothing is left."""
-    positive = weights.float().clamp_min(0)
+    positive = accurate(weights).clamp_min(0)
     total = positive.sum(-1, keepdim=True)
     equal = torch.full_like(positive, 1 / positive.shape[-1])
     return torch.where(
@@ -221,7 +222,7 @@ def normalise_positive(weights: Tensor) -> Tensor:
 
 def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
     """Softmax over the last axis in float32, exactly 0 where invalid; logits (B, …, N), valid (B, N)."""
-    logits = logits.float()
+    logits = accurate(logits)
     if valid is not None:
         hidden = ~valid.reshape(len(valid), *[1] * (logits.ndim - 2), -1)
         logits = logits.masked_fill(hidden, float("-inf"))

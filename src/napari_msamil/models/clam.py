@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import InstanceScores, projection
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.outputs import MILOutput
 
@@ -91,16 +92,16 @@ class CLAMSingle(Aggregator):
         scale: Tensor | None,
         label: Tensor | None,
     ) -> MILOutput:
-        branches = self.scores(x).float().softmax(1).transpose(1, 2)
+        branches = accurate(self.scores(x)).softmax(1).transpose(1, 2)
         bags = branches.to(x.dtype) @ x
         if self.branches == "one":
             logits = self.classifier(bags[:, 0])
             attention = branches[:, 0]
         else:
             logits = (bags * self.classifier.weight).sum(-1) + self.classifier.bias
-            attention = (logits.detach().float().softmax(-1)[..., None] * branches).sum(
-                1
-            )
+            attention = (
+                accurate(logits.detach()).softmax(-1)[..., None] * branches
+            ).sum(1)
         scored = torch.stack([c(x) for c in self.instance_classifiers], dim=2)
         losses = (
             None if label is None else self._instance_losses(scored, branches, label)
@@ -152,8 +153,8 @@ class CLAMSingle(Aggregator):
 
     def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
         if self.args.instance_loss == "svm":
-            return smooth_top1_svm(scores.float(), target)
-        return F.cross_entropy(scores.float(), target)
+            return smooth_top1_svm(accurate(scores), target)
+        return F.cross_entropy(accurate(scores), target)
 
 
 class CLAMMulti(CLAMSingle):

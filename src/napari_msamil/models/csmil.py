@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_msamil.config import Spec
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator, normalise_positive
 from napari_msamil.models.kmeans import kmeans
 from napari_msamil.models.lattice import lattice
@@ -119,7 +120,7 @@ class CSMIL(Aggregator):
             0, cluster, merged
         )
         means = sums / counts.clamp_min(1)[:, None]
-        scores = self.cluster_scores(means).squeeze(-1).float()
+        scores = accurate(self.cluster_scores(means).squeeze(-1))
         shares = scores.masked_fill(counts == 0, float("-inf")).softmax(0)
         bag = shares.to(x.dtype) @ means
         per_place = (shares / counts.clamp_min(1))[cluster]
@@ -130,7 +131,7 @@ class CSMIL(Aggregator):
 
     def _scale_weights(self, scores: Tensor, present: Tensor) -> Tensor:
         """Weight of each scale of each place, 0 where it is missing; (P, S)."""
-        scores = scores.float()
+        scores = accurate(scores)
         if self.args.scale_softmax:
             return scores.masked_fill(~present, float("-inf")).softmax(1)
         return scores * present

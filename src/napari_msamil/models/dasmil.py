@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.dsmil import DSMILArgs, DualStream
 from napari_msamil.models.graph_attention import GraphAttention
@@ -57,7 +58,7 @@ class DASMILArgs(Spec):
 
 def _pair_loss(logits: Tensor, scores: Tensor, label: Tensor) -> Tensor:
     """½ CE(bag) + ½ CE(max instance), as in DSMIL."""
-    bag, best = logits.float(), scores.float().amax(1)
+    bag, best = accurate(logits), accurate(scores).amax(1)
     return 0.5 * (F.cross_entropy(bag, label) + F.cross_entropy(best, label))
 
 
@@ -105,7 +106,7 @@ class DASMIL(Aggregator):
                 1, (where == s).nonzero().squeeze(1), answers[s][0]
             )
         _, logits, branches, bags = answers[levels[0]]
-        share = (logits.detach().float().softmax(-1)[..., None] * branches).sum(1)
+        share = (accurate(logits.detach()).softmax(-1)[..., None] * branches).sum(1)
         chosen = (where == levels[0]).nonzero().squeeze(1)
         attention = share.new_zeros(1, len(h)).index_copy(1, chosen, share)
         losses = (
@@ -149,13 +150,15 @@ class DASMIL(Aggregator):
         args, levels = self.args, sorted(answers)
         first = answers[levels[0]]
         losses = {
-            "max_instance": 0.5 * F.cross_entropy(first[0].float().amax(1), label)
+            "max_instance": 0.5 * F.cross_entropy(accurate(first[0]).amax(1), label)
         }
         coarse, distilled = [], []
         for fine, rough in pairwise(levels):
             coarse.append(_pair_loss(answers[rough][1], answers[rough][0], label))
-            teacher = (answers[fine][1].detach().float() / args.temperature).softmax(-1)
-            student = (answers[rough][1].float() / args.temperature).log_softmax(-1)
+            teacher = (accurate(answers[fine][1].detach()) / args.temperature).softmax(
+                -1
+            )
+            student = (accurate(answers[rough][1]) / args.temperature).log_softmax(-1)
             distilled.append(F.kl_div(student, teacher, reduction="batchmean"))
         if coarse:
             losses["coarse"] = (1 - args.distill) * torch.stack(coarse).sum()
@@ -163,7 +166,7 @@ class DASMIL(Aggregator):
         child = (parents >= 0).nonzero().squeeze(1)
         if len(child) and args.align:
             losses["align"] = args.align * self._align(
-                scores.float(), child, parents[child]
+                accurate(scores), child, parents[child]
             )
         return losses
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import projection
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.outputs import MILOutput
 
@@ -65,7 +66,7 @@ class DualStream(nn.Module):
         critical = scores.detach().argmax(1)
         query = self.query(x)
         asked = query.gather(1, critical[..., None].expand(-1, -1, query.shape[-1]))
-        alike = (asked @ query.transpose(1, 2)).float() * query.shape[-1] ** -0.5
+        alike = accurate(asked @ query.transpose(1, 2)) * query.shape[-1] ** -0.5
         attention = alike.softmax(-1)
         bags = attention.to(x.dtype) @ self.value(x)
         return scores, self.bag(bags).squeeze(-1), attention, bags
@@ -103,10 +104,10 @@ class DSMIL(Aggregator):
         label: Tensor | None,
     ) -> MILOutput:
         scores, logits, branches, bags = self.streams(x)
-        attention = (logits.detach().float().softmax(-1)[..., None] * branches).sum(1)
+        attention = (accurate(logits.detach()).softmax(-1)[..., None] * branches).sum(1)
         losses = None
         if label is not None:
-            best = torch.amax(scores.float(), dim=1)
+            best = torch.amax(accurate(scores), dim=1)
             losses = {"max_instance": 0.5 * F.cross_entropy(best, label)}
         return MILOutput(
             logits,

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import InstanceScores
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.outputs import MILOutput
 
@@ -56,7 +57,7 @@ class Tier(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pool and classify."""
-        attention = self.scores(x).squeeze(-1).float().softmax(0)
+        attention = accurate(self.scores(x).squeeze(-1)).softmax(0)
         bag = attention.to(x.dtype) @ x
         return bag, self.classifier(bag), attention
 
@@ -107,15 +108,11 @@ class DTFD(Aggregator):
             tier1_logits.append(logits)
             for vector, within in self._distil(x[group], bag, logits, attention):
                 vectors.append(vector)
-                shares.append(
-                    x.new_zeros(len(x), dtype=torch.float32).index_copy(
-                        0, group, within
-                    )
-                )
+                shares.append(within.new_zeros(len(x)).index_copy(0, group, within))
         bag, logits, weights = self.tier2(torch.stack(vectors))
         losses = None
         if label is not None:
-            each = torch.stack(tier1_logits).float()
+            each = accurate(torch.stack(tier1_logits))
             losses = {"tier1": F.cross_entropy(each, label.expand(len(each)))}
         return MILOutput(
             logits[None],
@@ -133,7 +130,7 @@ class DTFD(Aggregator):
             return [(bag, attention)]
         with torch.no_grad():
             likely = logits.argmax()
-            activation = self.tier1.classifier(x).float().log_softmax(-1)[:, likely]
+            activation = accurate(self.tier1.classifier(x)).log_softmax(-1)[:, likely]
         chosen = [int(activation.argmax())]
         if self.args.distill == "maxmins" and len(x) > 1:
             chosen.append(int(activation.argmin()))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_msamil.models.attention import accurate
+
 
 def edge_softmax(scores: Tensor, target: Tensor, nodes: int) -> Tensor:
     """Softmax of edge scores (E, H) over the edges that share a target (E,)."""
@@ -50,7 +52,7 @@ class GraphAttention(nn.Module):
         scores = (mapped * self.source).sum(-1)[source] + (mapped * self.target).sum(
             -1
         )[target]
-        share = edge_softmax(F.leaky_relu(scores.float(), 0.2), target, nodes)
+        share = edge_softmax(F.leaky_relu(accurate(scores), 0.2), target, nodes)
         share = F.dropout(share, self.dropout, self.training).to(mapped.dtype)
         gathered = torch.zeros_like(mapped).index_add(
             0, target, share[..., None] * mapped[source]

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError
 from napari_msamil.models.attention import (
+    accurate,
     attention_received,
     low_rank_attention,
     merge_heads,
@@ -132,10 +133,10 @@ class DMQ(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encoded bag (B, N, D) → F_bag (B, D), attention (B, Q, N), gates (B, Q)."""
         asked = self.query(self.queries) @ self.key.weight
-        logits = (asked @ x.transpose(1, 2)).float() * x.shape[-1] ** -0.5
+        logits = accurate(asked @ x.transpose(1, 2)) * x.shape[-1] ** -0.5
         attention = torch.softmax(logits, dim=-1)
         read = self.value(attention.to(x.dtype) @ x)
-        raw = self.gate(read).squeeze(-1).float()
+        raw = accurate(self.gate(read).squeeze(-1))
         gates = raw.softmax(-1) if self.gate_kind == "softmax" else raw.sigmoid()
         if self.gate_kind == "normalised":
             gates = gates / gates.sum(-1, keepdim=True)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import InstanceScores, projection
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.outputs import MILOutput
 from napari_msamil.models.selective_scan import selective_scan
@@ -90,11 +91,9 @@ class ScanBranch(nn.Module):
         small, b, c = self.select(u).split([self.rank, self.state, self.state], dim=-1)
         delta = F.softplus(self.step(small))
         with torch.autocast(x.device.type, enabled=False):
-            rates = -torch.exp(self.log_rate.float())
-            parts = (t.float() for t in (b, c))
-            y = selective_scan(
-                u.float(), delta.float(), rates, *parts, self.skip.float()
-            )
+            rates = -torch.exp(accurate(self.log_rate))
+            b, c, skip = accurate(b), accurate(c), accurate(self.skip)
+            y = selective_scan(accurate(u), accurate(delta), rates, b, c, skip)
         return y.to(z.dtype) * F.silu(z)
 
 
@@ -156,6 +155,6 @@ class MambaMIL(Aggregator):
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x = x + layer(norm(x))
         x = self.norm(x)
-        attention = self.scores(x).squeeze(-1).float().softmax(-1)
+        attention = accurate(self.scores(x).squeeze(-1)).softmax(-1)
         bag = (attention.to(x.dtype)[:, None] @ x).squeeze(1)
         return MILOutput(self.classifier(bag), attention, bag)

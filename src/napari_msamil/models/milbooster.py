@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError, SelectionError
 from napari_msamil.models.abmil import InstanceScores, projection
+from napari_msamil.models.attention import accurate
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.kmeans import kmeans
 from napari_msamil.models.outputs import MILOutput
@@ -163,14 +164,14 @@ class MILBooster(Aggregator):
             )
         kept = self.filter.keep(raw)
         h, level = self.projection(raw[kept]), where[kept]
-        attention = raw.new_zeros(len(raw), dtype=torch.float32)
+        attention = accurate(raw.new_zeros(len(raw)))
         vectors = []
         for s, scores in enumerate(self.scores):
             mine = (level == s).nonzero().squeeze(1)
             if not len(mine):
                 vectors.append(h.new_zeros(h.shape[1]))
                 continue
-            share = scores(h[mine]).squeeze(-1).float().softmax(0)
+            share = accurate(scores(h[mine]).squeeze(-1)).softmax(0)
             vectors.append(share.to(h.dtype) @ h[mine])
             attention = attention.index_copy(
                 0, kept[mine], share * (len(mine) / len(kept))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_msamil.models.attention import merge_heads, split_heads
+from napari_msamil.models.attention import accurate, merge_heads, split_heads
 
 
 def iterative_pinv(a: Tensor, iterations: int = 6) -> Tensor:
@@ -93,16 +93,16 @@ class NystromAttention(nn.Module):
         q_marks, k_marks = self._means(q), self._means(k)
         with torch.autocast(x.device.type, enabled=False):
             kernel = torch.softmax(
-                q_marks.float() @ k_marks.float().transpose(-1, -2), dim=-1
+                accurate(q_marks) @ accurate(k_marks).transpose(-1, -2), dim=-1
             )
             inverse = iterative_pinv(kernel, self.iterations)
         if with_row:
             # The row needs this matrix (m × T) itself, so it is not left to a fused kernel.
-            from_marks = torch.softmax((q_marks @ k.transpose(-1, -2)).float(), dim=-1)
+            from_marks = torch.softmax(accurate(q_marks @ k.transpose(-1, -2)), dim=-1)
             gathered = from_marks.to(v.dtype) @ v
             start = x.shape[1] - length
             to_marks = torch.softmax(
-                (q[..., start, None, :] @ k_marks.transpose(-1, -2)).float(), -1
+                accurate(q[..., start, None, :] @ k_marks.transpose(-1, -2)), -1
             )
             row = (to_marks @ inverse @ from_marks)[..., 0, start:].detach()
         else:

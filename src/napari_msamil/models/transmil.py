@@ -77,12 +77,11 @@ class PPEG(nn.Module):
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         """Encode positions."""
-        square = x.transpose(1, 2).reshape(len(x), -1, side, side)
-        return (
-            (square + sum(conv(square) for conv in self.convs))
-            .flatten(2)
-            .transpose(1, 2)
-        )
+        placed: Tensor = x.transpose(1, 2).reshape(len(x), -1, side, side)
+        square = placed
+        for conv in self.convs:
+            placed = placed + conv(square)
+        return placed.flatten(2).transpose(1, 2)
 
 
 class NystromLayer(nn.Module):
