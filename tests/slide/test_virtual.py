@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from napari_msamil.slide.preview import coarse_picture
 from napari_msamil.slide.pyramid import lazy_pyramid
 from napari_msamil.slide.virtual import VirtualPyramid, needs_virtual_levels
 from napari_msamil.slide.virtual_stream import LevelStream, halved_sizes
-from napari_msamil.slide.write import halve
+from napari_msamil.slide.write import halve, write_pyramid_tiff
 
 from .conftest import smooth_picture
 
@@ -202,3 +204,28 @@ def test_preview_reads_no_more_blocks_than_allowed(large: NDArray[np.uint8]) -> 
     full = coarse_picture(ArraySlide(large), (100, 60), max_reads=10_000)
     exact = ArraySlide(large).thumbnail((100, 60))
     assert np.abs(full.astype(int) - exact).mean() < 20
+
+
+def test_program_may_end_while_the_overview_is_made(
+    tmp_path: Path, large: NDArray[np.uint8]
+) -> None:
+    path = write_pyramid_tiff(tmp_path / "a.tiff", [large], mpp=0.5)
+    code = (
+        "import sys, numpy\n"
+        "from napari_msamil.slide import open_slide\n"
+        "from napari_msamil.slide.pyramid import lazy_pyramid\n"
+        "levels = lazy_pyramid(open_slide(sys.argv[1]))\n"
+        "print(levels[-1].compute().shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (
+        0,
+        "(188, 312, 3)",
+        "",
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 
     from napari_msamil.slide.base import SlideInfo
 
-STRIP_PIXELS = 1 << 23
-"""Pixels decoded at a time when a whole level is squeezed: 8 Mpx are 24 MB."""
+BLOCK_PX = 2048
+"""Aim of the side of a block decoded at a time when a whole level is squeezed: 12 MB."""
+MAX_THREADS = 4
 OVERSAMPLING = 2
 """The last, antialiased step of a thumbnail sees at least this many pixels per output pixel."""
 
@@ -97,7 +101,7 @@ class BaseSlide(ABC):
     def thumbnail(self, size_wh: tuple[int, int]) -> NDArray[np.uint8]:
         """The whole of level 0 squeezed to exactly `size_wh` (anisotropic), uint8 (H, W, 3).
 
-        The coarsest level with enough pixels is reduced by a whole factor, strip by strip, and then
+        The coarsest level with enough pixels is reduced by a whole factor, block by block, and then
         resized with the antialiased triangle filter: memory stays bounded on slides without a pyramid.
 
         Raises:
@@ -125,21 +129,29 @@ class BaseSlide(ABC):
         return np.asarray(small).copy()
 
     def _reduced_level(self, level: int, factor: int) -> NDArray[np.uint8]:
+        """A level as means of `factor` × `factor` pixels, block by block in threads; uint8 (⌈H/f⌉, ⌈W/f⌉, 3)."""
         width, height = self._info.level_sizes_wh[level]
-        tile_height = self._info.level_tile_sizes_wh[level][1]
-        step = max(1, STRIP_PIXELS // (width * factor)) * factor
-        if step >= tile_height:
-            step = max(1, step // tile_height) * tile_height
-            step = max(factor, step // factor * factor)
+        tile_w, tile_h = self._info.level_tile_sizes_wh[level]
+        step_x, step_y = _block_side(factor, tile_w), _block_side(factor, tile_h)
         out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-        for top in range(0, height, step):
-            strip = self.read_level(level, (0, top), (width, min(step, height - top)))
-            rows = (
-                strip
-                if factor == 1
-                else np.asarray(Image.fromarray(strip).reduce(factor))
-            )
-            out[top // factor : top // factor + len(rows)] = rows
+
+        def reduce_block(corner: tuple[int, int]) -> None:
+            x, y = corner
+            size = (min(step_x, width - x), min(step_y, height - y))
+            pixels = self.read_level(level, corner, size)
+            if factor > 1:
+                pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
+            top, left = y // factor, x // factor
+            out[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+
+        corners = [
+            (x, y) for y in range(0, height, step_y) for x in range(0, width, step_x)
+        ]
+        with ThreadPoolExecutor(
+            min(MAX_THREADS, os.cpu_count() or 1, len(corners))
+        ) as pool:
+            for _ in pool.map(reduce_block, corners):
+                pass
         return out
 
     def _level_size(self, level: int) -> tuple[int, int]:
@@ -164,6 +176,14 @@ class BaseSlide(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _block_side(factor: int, tile_px: int) -> int:
+    """A multiple of `factor` near `BLOCK_PX`, and of the tile where that is possible: no tile is decoded twice."""
+    unit = math.lcm(factor, tile_px)
+    if unit > 2 * BLOCK_PX:
+        unit = factor
+    return unit * max(1, BLOCK_PX // unit)
 
 
 def _level_with_enough(info: SlideInfo, downsample: float) -> int:

@@ -177,6 +177,9 @@ class VirtualPyramid:
                 self._slide.info.path.name,
                 error,
             )
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise  # else the interpreter ends and takes no more work
 
     def _take_finished(self) -> None:
         if not self._path.exists():
