@@ -125,10 +125,9 @@ class MhimTask(MilTask):
         load_weights(network, pretrained, "the pretrained network")
         return make_teacher(network.to(self.train.features.device))
 
-    @property
-    def packs(self) -> bool:
-        """Never: each bag has a mask of its own."""
-        return False
+    def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
+        """Never together: each bag has a mask of its own."""
+        return [self.backward(visit) for visit in visits]
 
     def backward(self, visit: Visit) -> float | None:
         """Steps 1 to 4 of the module's text for one bag."""

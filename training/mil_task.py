@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from .bag_dataset import BagBatch, BagDataset
     from .loop import Visit
 
-PACKED = frozenset({"abmil", "iaam", "transmil", "mambamil"})
-"""Methods without losses of their own, whose bags may share a window."""
+PACKED = frozenset({"abmil"})
+"""Methods that pool padded bags in one pass and have no losses of their own."""
 _EVAL_INSTANCES = 20_000  # instances per padded validation batch: bounds its memory
 
 
@@ -108,28 +109,49 @@ class MilTask:
 
     def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
         """Forward and backward of all visits of a window, together where the method allows it."""
-        if len(visits) == 1 or not self.packs:
+        if len(visits) == 1 or not self.settings.pack:
             return [self.backward(visit) for visit in visits]
+        if self.packs:
+            return self._backward_packed(visits)
+        return self._backward_grouped(visits)
+
+    def _backward_packed(self, visits: Sequence[Visit]) -> list[float | None]:
+        """All bags in one pass: projected without padding, pooled with a mask."""
         batch = self.train.packed([v.item for v in visits])
         projected = self.aggregator.project(batch.features[None])[0]
         padded = batch.pad(projected)
         output = self.aggregator.aggregate(
             padded.features, padded.coords, padded.scale, padded.valid
         )
+        rows = range(len(visits))
         losses = torch.stack(
-            [
-                self.loss_of(output.logits[i, None], padded.labels[i, None])
-                for i in range(len(visits))
-            ]
+            [self.loss_of(output.logits[i, None], padded.labels[i, None]) for i in rows]
         )
         weights = losses.new_tensor([v.weight for v in visits])
         torch.autograd.backward((losses * weights).sum())
         return [float(x) for x in losses.tolist()]
 
+    def _backward_grouped(self, visits: Sequence[Visit]) -> list[float | None]:
+        """Bags of equal length and weight in one pass each, which needs no padding and suits every method."""
+        groups: dict[tuple[int, float], list[int]] = defaultdict(list)
+        for place, visit in enumerate(visits):
+            groups[self.train.lengths[visit.item], visit.weight].append(place)
+        losses: list[float | None] = [None] * len(visits)
+        for (_, weight), places in groups.items():
+            batch = self.train.padded([visits[i].item for i in places])
+            output = self.aggregator(
+                batch.features, batch.coords, batch.scale, label=batch.labels
+            )
+            loss = self.objective(output, batch)
+            torch.autograd.backward(loss * (weight * len(places)))
+            for i in places:
+                losses[i] = float(loss)
+        return losses
+
     @property
     def packs(self) -> bool:
-        """Whether windows are packed: only methods without losses of their own."""
-        return self.settings.pack and self.spec.name in PACKED
+        """Whether the bags of a window are pooled together, padded."""
+        return self.spec.name in PACKED
 
     def backward(self, visit: Visit) -> float | None:
         """Forward and backward of one bag."""

@@ -1,0 +1,271 @@
+"""Classic MIL data with their published 5 x 10 folds: accuracy over all folds, tuned by nested validation only.
+
+    python benchmarks/classic_mil.py ../shared/data/mil/musk1.npz --methods abmil dsmil -o results/classic.json
+
+For every test fold the other nine are parted into three inner validation sets; settings and number of steps are those
+with the best mean inner accuracy (ties: lower loss). The chosen setting is trained anew on all nine folds with a few
+seeds, whose probabilities are averaged, and predicts the test fold once. Features are standardised on training bags.
+Methods marked * cannot be stacked: they train one by one with the fixed settings below, on `--slow-repeats` repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from napari_msamil.config import AggregatorSpec
+from training.bag_dataset import BagDataset
+from training.datasets.classic_mil import ClassicSet, read_classic_set
+from training.fold_ensemble import EnsembleSettings, FoldEnsemble
+from training.memory_fit import fit_in_memory
+from training.mhim_task import MhimSpec, MhimTask
+from training.mil_task import MilSpec, MilTask, predict
+
+LITERATURE = {"musk1": 0.892, "elephant": 0.868, "fox": 0.615}
+"""AB-MIL without gate, accuracy (Ilse et al. 2018, Table 1)."""
+STACKED = {
+    "abmil": ("abmil", {"hidden": 64, "attention_dim": 32, "gated": False}),
+    "abmil-gated": ("abmil", {"hidden": 64, "attention_dim": 32, "gated": True}),
+    "dsmil": ("dsmil", {"hidden": 64, "query_dim": 32}),
+}
+GRID = (
+    (EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
+    (EnsembleSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
+)
+"""Settings of AdamW and the dropout that goes with them; the number of steps is tuned too."""
+SINGLE = {
+    "clam_sb": ("clam_sb", {"hidden": 64, "attention_dim": 32, "k": 2}),
+    "clam_mb": ("clam_mb", {"hidden": 64, "attention_dim": 32, "k": 2}),
+    "dtfd": ("dtfd", {"hidden": 64, "attention_dim": 32, "groups": 2, "dropout": 0.25}),
+    "transmil": ("transmil", {"hidden": 64, "heads": 4, "projection_dropout": 0.25}),
+    "mambamil": ("mambamil", {"hidden": 64}),
+    "iaam": ("iaam", {"dim": 64, "heads": 4, "rank": 8, "mlp_dim": 128}),
+    "mhim-abmil": STACKED["abmil"],
+    "mhim-dsmil": STACKED["dsmil"],
+}
+FIXED = {
+    "epochs": 12,
+    "accumulate": 12,
+    "lr": 2e-3,
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "patience": 0,
+}
+MEMBERS_AT_ONCE = 75
+
+
+def main() -> int:
+    """Run and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", type=Path, nargs="+")
+    parser.add_argument("--methods", nargs="+", default=[*STACKED, *SINGLE])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slow-repeats", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("-o", "--out", type=Path, default=Path("classic_mil.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for path in args.sets:
+        data = read_classic_set(path)
+        for method in args.methods:
+            start = time.perf_counter()
+            if method in STACKED:
+                row = nested(data, method, args.repeats, args.seeds)
+            else:
+                row = one_by_one(data, method, args.slow_repeats)
+            row |= {
+                "set": data.name,
+                "method": method,
+                "seconds": time.perf_counter() - start,
+            }
+            keep(args.out, row)
+            print(
+                json.dumps({k: v for k, v in row.items() if k != "folds"}),
+                file=sys.stderr,
+                flush=True,
+            )
+    print(table(json.loads(args.out.read_text())))
+    return 0
+
+
+def nested(data: ClassicSet, method: str, repeats: int, seeds: int) -> dict:
+    """Accuracy per test fold with settings chosen on the other folds."""
+    outer = [(r, k) for r in range(repeats) for k in range(10)]
+    inner = [split for r, k in outer for split in inner_splits(data.folds[r], k)]
+    score, loss = [], []
+    for settings, dropout in GRID:
+        found = run_members(
+            data, method, settings, dropout, [t for t, _ in inner], seed=1
+        )
+        judged = [judge(data, p, [v for _, v in inner]) for p in found.values()]
+        score.append([a.reshape(len(outer), 3).mean(1) for a, _ in judged])
+        loss.append([b.reshape(len(outer), 3).mean(1) for _, b in judged])
+    rank = np.asarray(score) - 1e-3 * np.asarray(loss)
+    best = rank.reshape(-1, len(outer)).argmax(0)
+    steps = len(GRID[0][0].checkpoints)
+    accuracy = np.zeros(len(outer))
+    for choice in range(len(GRID) * steps):
+        folds = [outer[i] for i in np.flatnonzero(best == choice)]
+        if not folds:
+            continue
+        settings, dropout = GRID[choice // steps]
+        stop = settings.checkpoints[choice % steps]
+        ending = EnsembleSettings(
+            settings.lr, settings.weight_decay, settings.bag_share, (stop,)
+        )
+        train = [data.folds[r] != k for r, k in folds for _ in range(seeds)]
+        p = run_members(data, method, ending, dropout, train, seed=2)[stop]
+        p = p.reshape(len(folds), seeds, len(data), -1).mean(1)
+        test = [data.folds[r] == k for r, k in folds]
+        accuracy[best == choice] = judge(data, p, test)[0]
+    chosen = {
+        f"{GRID[c // steps][0].lr}/{GRID[c // steps][0].checkpoints[c % steps]}": int(
+            (best == c).sum()
+        )
+        for c in set(best.tolist())
+    }
+    return summary(accuracy) | {"chosen": chosen, "seeds": seeds}
+
+
+def inner_splits(folds: np.ndarray, test: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three (training, validation) pairs inside the bags outside the test fold."""
+    others = [f for f in range(10) if f != test]
+    pairs = []
+    for part in range(3):
+        val = np.isin(folds, others[part::3])
+        pairs.append(((folds != test) & ~val, val))
+    return pairs
+
+
+def run_members(
+    data: ClassicSet,
+    method: str,
+    settings: EnsembleSettings,
+    dropout: float,
+    train: list[np.ndarray],
+    seed: int,
+) -> dict[int, np.ndarray]:
+    """Probabilities (members, bags, C) after each checkpoint; members are run in chunks."""
+    name, args = STACKED[method]
+    lengths = np.bincount(data.bag_id).tolist()
+    found: dict[int, list[np.ndarray]] = {step: [] for step in settings.checkpoints}
+    for first in range(0, len(train), MEMBERS_AT_ONCE):
+        chunk = train[first : first + MEMBERS_AT_ONCE]
+        features = torch.as_tensor(
+            np.stack([data.standardised(t, drop=False) for t in chunk])
+        )
+        spec = AggregatorSpec(
+            name=name, in_dim=features.shape[2], args={**args, "dropout": dropout}
+        )
+        ensemble = FoldEnsemble(
+            spec,
+            2,
+            features,
+            lengths,
+            torch.as_tensor(data.labels),
+            torch.as_tensor(np.stack(chunk)),
+            seed + first,
+        )
+        for step, probabilities in ensemble.fit(settings).items():
+            found[step].append(probabilities.numpy())
+    return {step: np.concatenate(parts) for step, parts in found.items()}
+
+
+def judge(
+    data: ClassicSet, probabilities: np.ndarray, where: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and mean log loss of each member on its own bags."""
+    mask = np.stack(where)
+    right = probabilities.argmax(-1) == data.labels
+    true = np.take_along_axis(
+        probabilities, np.broadcast_to(data.labels[None, :, None], (*mask.shape, 1)), 2
+    )[..., 0]
+    count = mask.sum(1)
+    return (right & mask).sum(1) / count, (-np.log(true + 1e-9) * mask).sum(1) / count
+
+
+def one_by_one(data: ClassicSet, method: str, repeats: int) -> dict:
+    """Accuracy per test fold with the fixed settings, through the ordinary training tasks."""
+    name, args = SINGLE[method]
+    accuracy = []
+    for r in range(repeats):
+        for k in range(10):
+            train = data.folds[r] != k
+            bags = data.bags(data.standardised(train))
+            parts = [
+                BagDataset([bags[i] for i in rows], data.labels[rows].tolist())
+                for rows in (np.flatnonzero(train), np.flatnonzero(~train))
+            ]
+            torch.manual_seed(r)
+            spec = AggregatorSpec(name=name, in_dim=parts[0].dim, args=args)
+            task = MilTask(spec, MilSpec(**FIXED), parts[0], None, ("0", "1"))
+            fit_in_memory(task, task.settings)
+            if method.startswith("mhim-"):
+                weights = task.aggregator.state_dict()
+                mask = {"high": 0.1, "random": 0.2, "momentum": 0.99, "alpha": 0.1}
+                task = MhimTask(
+                    spec, MhimSpec(**FIXED, **mask), parts[0], None, ("0", "1"), weights
+                )
+                fit_in_memory(task, task.settings)
+            right = predict(task.aggregator, parts[1]).argmax(1) == parts[1].labels
+            accuracy.append(float(right.float().mean()))
+    return summary(np.asarray(accuracy))
+
+
+def summary(accuracy: np.ndarray) -> dict:
+    """Mean, standard deviation over folds, and all folds."""
+    repeats = accuracy.reshape(-1, 10).mean(1)
+    return {
+        "accuracy": float(accuracy.mean()),
+        "sd_folds": float(accuracy.std(ddof=1)),
+        "sd_repeats": float(repeats.std(ddof=1)) if len(repeats) > 1 else None,
+        "n_folds": len(accuracy),
+        "folds": accuracy.round(4).tolist(),
+    }
+
+
+def keep(path: Path, row: dict) -> None:
+    """Put a row into the result file, in place of an older one."""
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = [r for r in rows if (r["set"], r["method"]) != (row["set"], row["method"])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*rows, row], indent=1))
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: methods down, sets across."""
+    sets = [s for s in LITERATURE if any(r["set"] == s for r in rows)]
+    lines = ["| method | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+    lines.append(
+        "| AB-MIL, literature | "
+        + " | ".join(f"{LITERATURE[s]:.3f}" for s in sets)
+        + " |"
+    )
+    for method in [*STACKED, *SINGLE]:
+        cells = []
+        for name in sets:
+            row = next(
+                (r for r in rows if (r["set"], r["method"]) == (name, method)), None
+            )
+            cells.append(
+                f"{row['accuracy']:.3f} ± {row['sd_folds']:.3f} (n={row['n_folds']})"
+                if row
+                else "–"
+            )
+        if set(cells) != {"–"}:
+            lines.append(
+                f"| {method}{'' if method in STACKED else '*'} | "
+                + " | ".join(cells)
+                + " |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
