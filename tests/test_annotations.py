@@ -325,7 +325,12 @@ def test_colours_of_ubc_ocean(tmp_path: Path) -> None:
 def test_grey_picture_saved_as_rgb_is_black_and_white(tmp_path: Path) -> None:
     array = np.zeros((300, 400, 3), dtype=np.uint8)
     array[:, :100] = 255
-    assert area(picture(tmp_path, array)).sum() == 300 * 100
+    path = picture(tmp_path, array)
+    assert area(path).sum() == area(path, "lesion").sum() == 300 * 100
+    with pytest.raises(MaskError, match="it has no 'stroma'"):
+        area(path, "stroma")
+    with pytest.raises(MaskError, match="it has no 'stroma'"):
+        area(picture(tmp_path, array[..., 0]), "stroma")
 
 
 def test_label_codes_need_a_label(tmp_path: Path, shared_data: Path) -> None:

@@ -81,7 +81,7 @@ class LoopSpec(Spec):
     anneal: Literal["step", "epoch"] = "step"
     balance: Literal["none", "weights", "sampler"] = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    monitor: Literal["val_loss", "val_acc", "val_auc"] = "val_loss"
+    monitor: Literal["val_loss", "val_acc", "val_auc", "val_iou"] = "val_loss"
     validate_every: int = Field(default=1, ge=1)
     patience: int = Field(default=0, ge=0)
     min_epochs: int = Field(default=0, ge=0)

@@ -49,11 +49,13 @@ def read_mask_image(
     image = _open(path)
     _check_shape(path, (image.width, image.height), size_wh0, shape_hw)
     if image.bands < 3:
+        _refuse_colour(path, label)
         marked = _grey_choice(path, image, label)
         return _shrunk(path, [marked(_open(path)[0])], shape_hw)[..., 0] > 0.5
     shares = _shrunk(path, _colour_maps(image), shape_hw)
     colours, white = shares[..., :3], shares[..., 3]
     if not colours.any():
+        _refuse_colour(path, label)
         return white > 0.5
     name = COLOUR_NAMES.get(label or "lesion", label or "")
     if name not in COLOURS:
@@ -62,6 +64,12 @@ def read_mask_image(
             f"Use one of: {', '.join([*COLOURS, *COLOUR_NAMES])}."
         )
     return colours[..., COLOURS[name]] > 0.5
+
+
+def _refuse_colour(path: Path, label: str | None) -> None:
+    """A black-and-white mask has one meaning, the lesion; stroma cannot be had from it."""
+    if label is not None and not label.isdigit() and COLOUR_NAMES.get(label) != "red":
+        raise MaskError(f"{path.name} is a black-and-white mask; it has no {label!r}.")
 
 
 def _open(path: Path) -> Any:
