@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from napari_msamil.config import ModelConfig
-from napari_msamil.errors import CheckpointError
+from napari_msamil.errors import CheckpointError, ConfigError
 from napari_msamil.hub import fetch_from_hub
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: The suffix is wrong, or the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialise
 
     from napari_msamil.models.reference import reference_logits
 
@@ -131,7 +131,8 @@ def save_checkpoint(
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, beside, metadata=header)
+        # Not save_file: it makes files that only their owner can read.
+        beside.write_bytes(serialise(state, metadata=header))
         beside.replace(path)
     except OSError as error:
         raise CheckpointError(
@@ -165,7 +166,7 @@ def read_header(path: Path | str) -> CheckpointHeader:
             f"{path} holds weights but no msamil configuration. Use a file made by `msamil-train publish`."
         )
     found = _format_version(path, metadata["msamil.format_version"])
-    provenance = json.loads(metadata.get("msamil.provenance") or "{}")
+    provenance = _read_provenance(path, metadata.get("msamil.provenance") or "{}")
     parameters = sum(_product(shape) for shape in sizes)
     return CheckpointHeader(
         _read_config(path, metadata["msamil.config"]), provenance, found, parameters
@@ -209,16 +210,11 @@ def load_checkpoint(ref: str | Path = DEMO, device: str = "cpu") -> LoadedModel:
     Raises:
         CheckpointError: The file is missing, damaged, too new, not a checkpoint, or does not fit its configuration.
     """
-    import torch
     from safetensors.torch import load_file
-
-    from napari_msamil.models import build_model
 
     path = resolve_model(ref)
     header = read_header(path)
-    # Fresh weights are drawn and thrown away; the caller's random numbers must not notice.
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(header.config)
+    model = _build(path, header.config)
     state = load_file(path)
     _check_state(path, state, model.state_dict())
     model.load_state_dict(state, strict=True)
@@ -324,6 +320,31 @@ def _read_config(path: Path, text: str) -> ModelConfig:
         raise CheckpointError(
             f"The configuration in {path} is not understood at {where!r}: {first['msg']}. "
             "Update napari-msamil or publish the model again."
+        ) from error
+
+
+def _read_provenance(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"The provenance in {path} is damaged. Copy or download it again."
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def _build(path: Path, config: ModelConfig) -> MsamilModel:
+    """Networks with fresh weights; the caller's random numbers do not notice."""
+    import torch
+
+    from napari_msamil.models import build_model
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"The model in {path} cannot be built: {error}"
         ) from error
 
 
