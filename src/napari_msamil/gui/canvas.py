@@ -21,26 +21,34 @@ def role_of(layer: Layer) -> str:
     return str(layer.metadata.get(KEY, {}).get("role", ""))
 
 
+def slot_of(layer: Layer) -> str:
+    """Which of the layers of its role this is: its slot, else its name."""
+    return str(layer.metadata.get(KEY, {}).get("slot", layer.name))
+
+
 def find_layers(viewer: ViewerModel, role: str) -> list[Layer]:
     """Our layers of one role, bottom first."""
     return [layer for layer in viewer.layers if role_of(layer) == role]
 
 
 def put_layer(viewer: ViewerModel, data: LayerTuple, *, visible: bool = True) -> Layer:
-    """Add a layer, or give the one with the same name and role new data.
+    """Add a layer, or give the one with the same role and slot (its name, unless it says otherwise) new data.
 
     What the user set on an existing layer (visibility, opacity, colormap) stays. The active layer stays active.
     """
     from napari.layers import Layer
 
     values, meta, kind = data
-    role = meta["metadata"][KEY]["role"]
-    for layer in find_layers(viewer, role):
-        if layer.name == meta["name"] and _fits(layer, values, meta):
-            layer.metadata[KEY] = meta["metadata"][KEY]
+    ours = meta["metadata"][KEY]
+    slot = ours.get("slot", meta["name"])
+    for layer in find_layers(viewer, ours["role"]):
+        if slot_of(layer) != slot:
+            continue
+        if _fits(layer, values, meta):
+            layer.metadata[KEY] = ours
             _refill(layer, values, meta)
             return layer
-    drop_layers(viewer, role, meta["name"])
+        viewer.layers.remove(layer)
     active = viewer.layers.selection.active
     layer = viewer.add_layer(Layer.create(values, meta | {"visible": visible}, kind))
     if active is not None and active in viewer.layers:
@@ -56,16 +64,17 @@ def _fits(layer: Layer, values: object, meta: dict[str, object]) -> bool:
 
 def _refill(layer: Layer, values: np.ndarray, meta: dict[str, object]) -> None:
     layer.data = values
+    if layer.name != meta["name"]:
+        layer.name = meta["name"]
     if "contrast_limits" in meta:
         layer.contrast_limits = meta["contrast_limits"]
         layer.contrast_limits_range = meta["contrast_limits"]
 
 
-def drop_layers(viewer: ViewerModel, role: str, name: str | None = None) -> None:
-    """Remove our layers of one role, or only the one with a name."""
+def drop_layers(viewer: ViewerModel, role: str) -> None:
+    """Remove our layers of one role."""
     for layer in find_layers(viewer, role):
-        if name is None or layer.name == name:
-            viewer.layers.remove(layer)
+        viewer.layers.remove(layer)
 
 
 def fly_to(viewer: ViewerModel, info: SlideInfo, box_xywh0: np.ndarray) -> None:

@@ -22,9 +22,9 @@ from napari_msamil.gui.buttons import button, check, chooser
 from napari_msamil.gui.cameras import CameraLink
 from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
 from napari_msamil.gui.layers import (
+    attention_layer,
     difference_layers,
     mask_layer,
-    overlay_layer,
     slide_layer,
 )
 from napari_msamil.gui.section import note, row
@@ -191,11 +191,10 @@ class CompareWidget(QWidget):
             return
         self.model.layers.clear()
         self.model.add_layer(Layer.create(*slide_layer(slide)))
+        high = max(float(result.attention.max(initial=0.0)), 1e-9)
         for code, overlay in enumerate(attention_maps(result)):
-            data, meta, kind = overlay_layer(overlay, role="attention", result=result)
-            self.model.add_layer(
-                Layer.create(data, meta | {"visible": code == 0}, kind)
-            )
+            layer = attention_layer(overlay, result, LAYER.attention, high)
+            put_layer(self.model, layer, visible=code == 0)
         data, meta, kind = mask_layer(result.mask, result.info)
         mask = self.model.add_layer(Layer.create(data, meta, kind))
         mask.contour = 2

@@ -72,6 +72,7 @@ class GalleryPanel(Panel):
         self.strip.chosen.connect(self._on_chosen)
         self._sheet = button(GALLERY.sheet, GALLERY.sheet_tip, self._on_sheet)
         self._table = button(GALLERY.table, GALLERY.table_tip, self._on_table)
+        self._scale.setMinimumContentsLength(4)
         self.column.addLayout(row(self._rank, self._scale, self._count, stretch=0))
         self.column.addWidget(self.strip)
         self.column.addLayout(row(self._sheet, self._table))

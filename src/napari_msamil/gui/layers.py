@@ -31,6 +31,15 @@ KEY = "msamil"
 SCALE_COLOURS = ("#ff4d6d", "#ffb703", "#00b4d8")
 """Finest to coarsest."""
 
+ATTENTION_COLOURS = (
+    (0.10, 0.20, 0.60, 0.00),
+    (0.10, 0.55, 0.80, 0.25),
+    (0.15, 0.75, 0.45, 0.45),
+    (0.98, 0.85, 0.20, 0.60),
+    (0.85, 0.10, 0.10, 0.75),
+)
+"""Low to high: from nothing over blue, green and yellow to red, so that tissue without attention is seen as it is."""
+
 MASK_COLOURS = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (0.93, 0.27, 0.45, 1)}
 
 
@@ -145,6 +154,23 @@ def difference_layers(a: SlideResult, b: SlideResult, name: str) -> list[LayerTu
         meta["name"] = name.format(scale=mine.scale_name)
         layers.append((values, meta, kind))
     return layers
+
+
+def attention_layer(
+    overlay: Overlay, result: SlideResult, name: str, high: float
+) -> LayerTuple:
+    """Attention of one scale; low values are transparent."""
+    from napari.utils.colormaps import Colormap
+
+    data, meta, kind = overlay_layer(overlay, role="attention", result=result)
+    meta["metadata"][KEY]["slot"] = overlay.scale_name
+    meta |= {
+        "name": name.format(scale=overlay.scale_name),
+        "colormap": Colormap(ATTENTION_COLOURS, name="msamil attention"),
+        "contrast_limits": (0.0, high),
+        "opacity": 1.0,
+    }
+    return data, meta, kind
 
 
 def patch_layer(grid: PatchGrid, info: SlideInfo, scale: int) -> LayerTuple:

@@ -73,6 +73,7 @@ class MaskPanel(Panel):
         self._timer.setInterval(PAINT_MS)
         self._timer.timeout.connect(self._take_paint)
         session.mask_changed.connect(self.refresh)
+        session.result_changed.connect(self._on_result)
         session.slide_changed.connect(self.refresh)
         viewer.layers.events.removed.connect(self._on_removed)
         self.refresh()
@@ -84,6 +85,7 @@ class MaskPanel(Panel):
         """Take the brush into the hand."""
         if self.layer is not None:
             self._lock.setChecked(False)
+            self._outline.setChecked(False)
             self.layer.visible = True
             self._viewer.layers.selection.active = self.layer
             self.layer.selected_label = 1
@@ -98,6 +100,13 @@ class MaskPanel(Panel):
     def _on_outline(self, on: bool) -> None:
         if self.layer is not None:
             self.layer.contour = 2 if on else 0
+
+    def _on_result(self) -> None:
+        """A first answer: only the border of the mask stays, so that the attention can be seen."""
+        first = self.session.previous is None and self.session.result is not None
+        painting = self.layer is not None and str(self.layer.mode) != "pan_zoom"
+        if first and not painting:
+            self._outline.setChecked(True)
 
     def _on_load(self) -> None:
         name, _ = QFileDialog.getOpenFileName(self, MASK.load, "", MASK.load_filter)

@@ -140,7 +140,7 @@ def make_table(headers: list[str], tip: str, rows: int) -> QTableWidget:
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         side.setVisible(False)
         side.setDefaultSectionSize(table.fontMetrics().height() + 6)
-    table.setMinimumHeight(rows * (table.fontMetrics().height() + 6))
+    table.setFixedHeight((rows + 1) * (table.fontMetrics().height() + 6) + 6)
     return table
 
 

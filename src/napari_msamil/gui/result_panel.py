@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QLabel
 from napari_msamil.gui.bars import ProbabilityBars
 from napari_msamil.gui.buttons import check
 from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
-from napari_msamil.gui.layers import level0_xy, overlay_layer
+from napari_msamil.gui.layers import attention_layer, level0_xy
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.strings import LAYER, RESULT, TITLE
 from napari_msamil.overlay import attention_maps, query_maps
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from napari_msamil.gui.session import Session
     from napari_msamil.overlay import Overlay
     from napari_msamil.result import SlideResult
+
+
+EVEN_TIMES = 3.0
+"""The brightest colour means at least this many times an even share, so that even attention does not glow."""
 
 
 class ResultPanel(Panel):
@@ -124,13 +128,15 @@ class ResultPanel(Panel):
         if result is None or not self._shown.isChecked():
             drop_layers(self._viewer, "attention")
             return
-        high = self._highest(result)
+        high, query = self._highest(result), self.session.query
+        name = LAYER.attention
+        if query is not None:
+            name = LAYER.query.replace("{query}", str(query))
         before = len(self._viewer.layers)
+        finest = result.grid.spec.scales[0].name
         for overlay in reversed(self._maps(result)):
-            name = LAYER.attention.format(scale=overlay.scale_name)
-            data, meta, kind = overlay_layer(overlay, role="attention", result=result)
-            meta |= {"name": name, "contrast_limits": (0.0, high)}
-            put_layer(self._viewer, (data, meta, kind))
+            layer = attention_layer(overlay, result, name, high)
+            put_layer(self._viewer, layer, visible=overlay.scale_name == finest)
         if len(self._viewer.layers) != before:
             order_layers(self._viewer)
 
@@ -146,7 +152,9 @@ class ResultPanel(Panel):
         values = result.attention
         if query is not None and result.query_attention is not None:
             values = result.query_attention[query]
-        return max(float(np.quantile(values, 0.995)) if len(values) else 1.0, 1e-9)
+        if not len(values):
+            return 1.0
+        return max(float(np.quantile(values, 0.995)), EVEN_TIMES / len(values))
 
     def _on_move(self, viewer: Any, event: Any) -> None:
         """Values of the patches under the pointer, finest first."""

@@ -139,6 +139,11 @@ class Panel(QWidget):
         """Set the header's line."""
         self.section.set_summary(text, state)
 
+    @property
+    def minimum_width(self) -> int:
+        """Width below which something would be cut off, open or not."""
+        return int(self.column.totalMinimumSize().width())
+
     def close_down(self) -> None:
         """The dock is closing: stop what runs. Subclasses extend it."""
 

@@ -107,7 +107,11 @@ class WhatIfPanel(Panel):
         self._counts.setText(
             WHAT_IF.counts.format(inside=found.inside, total=found.total)
         )
-        self.table.setRowCount(len(result.classes))
+        count = len(result.classes)
+        self.table.setRowCount(count)
+        self.table.setFixedHeight(
+            (min(count, 12) + 1) * (self.table.fontMetrics().height() + 6) + 8
+        )
         for position, name in enumerate(result.classes):
             values = (found.full, found.without, found.only)
             texts = [name, *(f"{float(v[position]):.1%}" for v in values)]

@@ -42,7 +42,6 @@ class WorkbenchWidget(QScrollArea):
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(380)
         self.classify_panel = ClassifyPanel(self.session)
         self.slide_panel = SlidePanel(self.session, napari_viewer)
         self.model_panel = ModelPanel(self.session)
@@ -97,6 +96,9 @@ class WorkbenchWidget(QScrollArea):
             column.addWidget(line)
         column.addStretch(1)
         self.setWidget(inside)
+        bar = self.verticalScrollBar()
+        room = bar.sizeHint().width() if bar is not None else 0
+        self.setMinimumWidth(max(p.minimum_width for p in self.panels) + room + 18)
 
     def _show_sample(self) -> None:
         self.gallery_panel.show_sample()
