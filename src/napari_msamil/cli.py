@@ -282,8 +282,11 @@ def run_mask(args: argparse.Namespace) -> int:
 def run_classify(args: argparse.Namespace) -> int:
     """`msamil classify`."""
     from napari_msamil.batch import BatchOptions, classify_many
+    from napari_msamil.device import choose_runtime
     from napari_msamil.terminal import finish_batch
 
+    if args.cluster is None:
+        choose_runtime(args.device, args.precision)
     options = BatchOptions(
         model=args.model, output=args.output, mask=args.mask, patches=args.patches, mpp=args.mpp,
         device=args.device, precision=args.precision, workers=args.workers, cluster=args.cluster,
@@ -335,7 +338,8 @@ def has_display() -> bool:
 
 def run_model_info(args: argparse.Namespace) -> int:
     """`msamil model info`."""
-    from napari_msamil.checkpoint import describe_header, read_header, resolve_model
+    from napari_msamil.checkpoint import read_header, resolve_model
+    from napari_msamil.model_card import describe_header
 
     header = read_header(resolve_model(args.model))
     if args.json:

@@ -1,0 +1,62 @@
+"""What a checkpoint is, in words: classes, scales, parts, figures, limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_msamil.checkpoint import CheckpointHeader
+
+
+def describe_header(header: CheckpointHeader) -> str:
+    """The text of `msamil model info` and of the model dialog."""
+    return "\n".join(
+        f"{name:<14}{value}" for name, value in model_facts(header) if value
+    )
+
+
+def model_facts(header: CheckpointHeader) -> list[tuple[str, str]]:
+    """Name and value of everything a user should know before using a model."""
+    config = header.config
+    scales = ", ".join(
+        f"{s.name} ≙ {s.mpp:g} µm/px ({s.size_px} px, {s.size_um:g} µm)"
+        for s in config.patches.scales
+    )
+    encoder, segmenter = config.encoder, config.segmenter
+    return [
+        ("name", config.name),
+        ("classes", ", ".join(config.classes)),
+        ("scales", scales),
+        (
+            "selection",
+            f"{config.patches.strategy}, lesion share > {config.patches.lesion_threshold:g}",
+        ),
+        ("resampler", f"{config.patches.resampler}, level {config.patches.read_level}"),
+        (
+            "encoder",
+            f"{encoder.kind} on {encoder.backbone}, {encoder.dim} values per patch",
+        ),
+        ("aggregator", config.aggregator.name),
+        (
+            "segmenter",
+            f"UNet++ on {segmenter.encoder}" if segmenter else "none: tissue is used",
+        ),
+        ("temperature", f"{config.temperature:g}" if config.temperature != 1 else ""),
+        ("data", str(header.provenance.get("data", ""))),
+        ("figures", _figures(header.provenance.get("metrics"))),
+        ("licence", config.licence),
+        ("intended use", config.intended_use),
+        ("description", config.description),
+        ("format", str(header.format_version)),
+    ]
+
+
+def _figures(metrics: Any) -> str:
+    """Metrics on one line; numbers to three digits."""
+    if not isinstance(metrics, dict):
+        return ""
+    parts = []
+    for name, value in metrics.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        parts.append(f"{name} {shown}")
+    return ", ".join(parts)
