@@ -99,9 +99,10 @@ class E2ESpec(LoopSpec):
         sampling: `uniform` over P_all (paper) or `stratified` (equal share of each scale where there are enough).
         lr_encoder: Learning rate of the patch encoder.
         lr_mil: Learning rate of the aggregator.
-        batchnorm: `frozen` (running statistics, no update; the exact step), `batch` or `sync` (statistics of the
-            instances of one step: they leak between instances, differ from inference, and break chunked modes).
-        freeze_after: Share of all epochs after which `batch`/`sync` statistics are frozen, 1 is never.
+        batchnorm: `frozen` (running statistics, no update; the exact step; measured once before the first step where
+            the weights are random), `batch` or `sync` (statistics of the instances of one step: they leak between
+            instances, differ from inference, and break chunked modes).
+        freeze_after: Share of all epochs after which `batch`/`sync` statistics are measured and frozen, 1 is never.
         allow_batchnorm_trap: Run `batch` statistics together with a memory mode that recomputes.
         memory: `none`, `selective`, `chunked`, `two-pass`, or `auto`: the fastest that fits.
         memory_gb: Memory the step may use in GB; 0 asks the device.

@@ -7,6 +7,7 @@ both parameter groups (eq. 9).
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,14 @@ from torch.nn import functional as F
 from napari_msamil.errors import MsamilError, SelectionError
 
 from .augment import augment
-from .gradients import StepPlan, backward, encode, set_batchnorm
+from .gradients import (
+    StepPlan,
+    backward,
+    encode,
+    has_batchnorm,
+    measure_batchnorm,
+    set_batchnorm,
+)
 from .mil_figures import bag_figures
 from .patch_dataset import Draw, PatchPool, ReadAhead
 
@@ -30,6 +38,10 @@ if TYPE_CHECKING:
 
     from .config import E2ESpec
     from .loop import Visit
+
+
+MEASURED_SLIDES = 32
+"""Slides whose draws the BatchNorm statistics are measured on before they are frozen."""
 
 
 class E2ETask:
@@ -92,12 +104,36 @@ class E2ETask:
 
     def start_epoch(self, epoch: int, visits: Sequence[Visit]) -> None:
         """Freeze batch statistics if it is time, and begin to read ahead."""
-        frozen = self.spec.batchnorm == "frozen"
-        frozen = frozen or epoch >= self.spec.freeze_after * self.spec.epochs
-        set_batchnorm(self.model.encoder, frozen=frozen)
+        begins = epoch == self.freeze_epoch and visits[0].position == 0
+        if begins and has_batchnorm(self.model.encoder):
+            self.measure_batchnorm(visits)
+        set_batchnorm(self.model.encoder, frozen=epoch >= self.freeze_epoch)
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = ReadAhead(self._draw, visits, self.spec.prefetch)
+
+    @property
+    def freeze_epoch(self) -> int:
+        """First epoch with frozen statistics; -1 where published weights bring good ones."""
+        if self.spec.batchnorm == "frozen":
+            return 0 if self.spec.start == "random" else -1
+        return math.ceil(self.spec.freeze_after * self.spec.epochs)
+
+    def measure_batchnorm(self, visits: Sequence[Visit]) -> None:
+        """Measure the statistics that are frozen from now on, on draws of the first visits."""
+        windows = [
+            visits[i : i + self.spec.together]
+            for i in range(0, min(len(visits), MEASURED_SLIDES), self.spec.together)
+        ]
+        found = (self._pixels(window) for window in windows)
+        measure_batchnorm(self.model.encoder, (p for p in found if len(p)), self.plan)
+
+    def _pixels(self, visits: Sequence[Visit]) -> Tensor:
+        """Prepared pixels of the slides of some visits that can be read."""
+        draws = [(v, ReadAhead(self._draw, [v], 0)) for v in visits]
+        found = [(v, d) for v, ahead in draws for d in ahead]
+        parts = [self._prepared(v, d) for v, d in found if isinstance(d, Draw)]
+        return torch.cat(parts) if parts else torch.empty(0)
 
     def _draw(self, visit: Visit) -> Draw:
         rng = visit.rng(self.spec.seed)

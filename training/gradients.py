@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from napari_msamil.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 MODES = ("none", "selective", "chunked", "two-pass")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -192,6 +192,38 @@ def set_batchnorm(module: nn.Module, *, frozen: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
             layer.train(not frozen)
+
+
+@torch.no_grad()
+def measure_batchnorm(
+    encoder: nn.Module, batches: Iterable[Tensor], plan: StepPlan
+) -> int:
+    """Set the running statistics to the plain mean over some batches, as they are with the present weights.
+
+    The running averages of training lag behind the weights; before statistics are frozen they are measured anew.
+
+    Returns:
+        Number of batches used; with none the statistics stay.
+    """
+    layers = [m for m in encoder.modules() if isinstance(m, _BatchNorm)]
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    training = encoder.training
+    encoder.eval()
+    count = 0
+    for pixels in batches:
+        for layer in layers:
+            if count == 0:
+                layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+        encode(encoder, pixels, plan)
+        count += 1
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    encoder.train(training)
+    return count
 
 
 def has_batchnorm(module: nn.Module) -> bool:
