@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from napari_msamil.errors import CheckpointError
+from napari_msamil.errors import CheckpointError, CohortError
 from napari_msamil.models import build_aggregator
 
 from .config import LoopSpec
@@ -90,6 +90,8 @@ class MilTask:
         if settings.xavier:
             xavier_start(self.aggregator)
         self.network: torch.nn.Module = self.aggregator.to(train.features.device)
+        if self.aggregator.needs_negatives:
+            self.aggregator.fit(negative_features(train))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the aggregator."""
@@ -192,6 +194,21 @@ class MilTask:
             "encoder_id": self.train.encoder_id,
             **self.notes,
         }
+
+
+def negative_features(train: BagDataset) -> Tensor:
+    """Features (M, D) of all bags of the first class, which is the negative one.
+
+    Raises:
+        CohortError: There is none.
+    """
+    bags = [i for i, label in enumerate(train.label_list) if label == 0]
+    if not bags:
+        raise CohortError(
+            "This method learns from negative slides, but no training slide has the first class. "
+            "Order the classes so that the negative one comes first."
+        )
+    return train.packed(bags).features
 
 
 @torch.no_grad()

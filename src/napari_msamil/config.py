@@ -180,7 +180,7 @@ class EncoderSpec(Spec):
         kind: `msfem` (CNN map → tokens → Transformer → class token, paper section 3.2) or `timm` (pooled features).
         backbone: timm model name.
         out_stage: Which feature stage is used, counted as timm's `out_indices`; None is the last
-            (2 on ResNet-50 gives the 1024-d features of the MHIM supplementary).
+            (3 on ResNet-50, whose index 0 is the stem, gives the 1024-d features of the MHIM supplementary).
         dim: Width of the feature for `msfem`; for `timm` the width of the chosen stage, checked when built.
         layers, heads, ffn, dropout: The Transformer of `msfem`.
         project: `before`: tokens are projected to `dim` before the Transformer (settled); `after`: the literal text.

@@ -31,6 +31,9 @@ from napari_msamil.models.base import Aggregator
 from napari_msamil.models.kmeans import kmeans
 from napari_msamil.models.outputs import MILOutput
 
+_FIT_LIMIT = 50_000
+"""Negative features the filter learns from; of more, an even part is taken."""
+
 
 class MILBoosterArgs(Spec):
     """Arguments of the bag filter and the pooling behind it.
@@ -88,7 +91,8 @@ class BagFilter(nn.Module):
                 f"The bag filter needs at least {self.args.clusters} features of negative bags, but got {len(negatives)}. "
                 "Add negative slides or lower `clusters`."
             )
-        x = negatives.to(self.whiten).double()
+        step = -(-len(negatives) // _FIT_LIMIT)
+        x = negatives[::step].to(self.whiten).double()
         cluster, centres = kmeans(x, self.args.clusters)
         centred = x - centres.double()[cluster]
         covariance = centred.T @ centred / len(x)
@@ -99,9 +103,7 @@ class BagFilter(nn.Module):
         whiten = vectors * values.clamp_min(floor).rsqrt()
         self.whiten.copy_(whiten)
         self.centres.copy_(centres.double() @ whiten)
-        self.threshold.copy_(
-            torch.quantile(self.distance(x.float())[:100_000], self.args.quantile)
-        )
+        self.threshold.copy_(torch.quantile(self.distance(x), self.args.quantile))
 
     def distance(self, x: Tensor) -> Tensor:
         """Mahalanobis distance to the nearest cluster: (N, D) → (N,)."""
