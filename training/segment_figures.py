@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .segment_data import SegmentItem
 
 LEVELS = 256
+QUANTITIES = ("grey", "saturation", "red", "green", "blue")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,31 @@ class LevelCounts:
         """Dice at each threshold, float64 (256,)."""
         iou = self.iou()
         return 2 * iou / (1 + iou)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One threshold for all slides.
+
+    Attributes:
+        quantity: `grey`, `saturation`, `red`, `green` or `blue`.
+        side: `above` or `below`: which side is marked.
+        level: First marked level, counted from 0 upwards for `above` and from 255 downwards for `below`.
+    """
+
+    quantity: str
+    side: str
+    level: int
+
+    @property
+    def name(self) -> str:
+        """Words for tables, for example `green below 238`."""
+        cut = self.level if self.side == "above" else LEVELS - 1 - self.level
+        return f"{self.quantity} {self.side} {cut}"
+
+    def iou(self, item: SegmentItem) -> float:
+        """IoU of the rule on one slide."""
+        return float(_rule_curve(item, self.quantity, self.side)[self.level])
 
 
 @dataclass(frozen=True)
@@ -110,30 +136,33 @@ def mean_interval(
     return Interval(float(array.mean()), float(low), float(high))
 
 
+def best_rule(items: Sequence[SegmentItem]) -> Rule:
+    """The single threshold on grey, saturation or a colour, on either side, with the best mean IoU on these slides."""
+    tried: list[tuple[float, Rule]] = []
+    for quantity in QUANTITIES:
+        for side in ("above", "below"):
+            mean = np.mean([_rule_curve(i, quantity, side) for i in items], axis=0)
+            level = int(mean.argmax())
+            tried.append((float(mean[level]), Rule(quantity, side, level)))
+    return max(tried, key=lambda pair: pair[0])[1]
+
+
 def best_global_threshold(items: Sequence[SegmentItem]) -> Baseline:
-    """The best single threshold on grey, saturation or a colour, either side, chosen on these very slides.
+    """What `best_rule` reaches on the very slides it was chosen on.
 
     That is more than a threshold can honestly reach, so a network has to beat an optimist.
     """
-    best: tuple[float, str, list[NDArray[np.float64]], int] | None = None
-    for name in ("grey", "saturation", "red", "green", "blue"):
-        planes = [_quantity(item.pixels, name) for item in items]
-        for side in ("above", "below"):
-            flipped = planes if side == "above" else [255 - p for p in planes]
-            curves = [
-                count_levels(p, i).iou() for p, i in zip(flipped, items, strict=True)
-            ]
-            mean = np.mean(curves, axis=0)
-            level = int(mean.argmax())
-            if best is None or mean[level] > best[0]:
-                cut = level if side == "above" else 255 - level
-                best = (float(mean[level]), f"{name} {side} {cut}", curves, level)
-    if best is None:
-        raise ValueError("no slides")
-    iou = [float(curve[best[3]]) for curve in best[2]]
+    rule = best_rule(items)
+    iou = [rule.iou(item) for item in items]
     dice = [2 * value / (1 + value) for value in iou]
     groups = [item.group for item in items]
-    return Baseline(best[1], mean_interval(iou, groups), mean_interval(dice, groups))
+    return Baseline(rule.name, mean_interval(iou, groups), mean_interval(dice, groups))
+
+
+def _rule_curve(item: SegmentItem, quantity: str, side: str) -> NDArray[np.float64]:
+    """IoU of one slide at each level."""
+    plane = _quantity(item.pixels, quantity)
+    return count_levels(plane if side == "above" else 255 - plane, item).iou()
 
 
 def _quantity(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
