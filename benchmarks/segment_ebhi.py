@@ -1,6 +1,6 @@
 """Segmentation of real colon-biopsy tiles (EBHI-Seg): five folds by case, beside the best global threshold.
 
-    python benchmarks/segment_ebhi.py --data ../shared/data/tiles/ebhi_seg -o DIR
+    python -m benchmarks.segment_ebhi --data ../shared/data/tiles/ebhi_seg -o DIR
 
 Each fold trains on three parts, chooses epoch and threshold on one, and is tested on the last. The rule is
 the best single threshold on grey, saturation or a colour, chosen on the other four parts like the network's. Prints a

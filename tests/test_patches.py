@@ -289,6 +289,22 @@ def test_an_empty_mask_falls_back_to_tissue_or_fails_without_any() -> None:
         make_grid(info, SMALL, full_mask(info, False), tissue=full_mask(info, False))
 
 
+def test_an_empty_model_mask_falls_back_to_the_likeliest_tissue() -> None:
+    info = slide_info(256, 256)
+    probability = np.zeros((8, 8), dtype=np.float32)
+    probability[0, 0], probability[5, 5], probability[5, 6] = 0.4, 0.3, 0.2
+    mask = SlideMask(probability > 0.5, info.size_wh0, MaskSource.MODEL, probability)
+    tissue = np.ones((8, 8), dtype=bool)
+    tissue[0, 0] = False
+    spec = SMALL.model_copy(update={"scales": SMALL.scales[:1], "fallback_count": 2})
+    grid = make_grid(info, spec, mask, tissue=slide_mask(tissue, info))
+    assert grid.coords_xy0.tolist() == [[160, 160], [192, 160]]
+    assert "largest lesion probability" in grid.warnings[0]
+    blank = slide_mask(np.zeros((8, 8), dtype=bool), info)
+    with pytest.raises(SelectionError, match="no lesion was found at all"):
+        make_grid(info, spec, mask, tissue=blank)
+
+
 def test_a_slide_smaller_than_a_patch_is_refused_with_numbers() -> None:
     info = slide_info(16, 16)
     with pytest.raises(SelectionError, match=r"16 × 16 px.*20x \(32 px\)"):

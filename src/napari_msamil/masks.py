@@ -66,9 +66,6 @@ def area_shares(
 ) -> NDArray[np.float64]:
     """Share of each box that is marked: the exact area average, with fractional edges, also where s1 ≠ s2.
 
-    A summed-area table is read between its knots. That is exact: the mask is constant in each cell, so its
-    integral is bilinear there.
-
     Args:
         mask: Mask over the whole slide.
         boxes_xywh0: (N, 4) left, top, width, height in level-0 pixels; whole or not. What lies outside the
@@ -77,24 +74,49 @@ def area_shares(
     Returns:
         float64 (N,), 0 … 1.
     """
+    return np.clip(box_means(mask.mask, mask.size_wh0, boxes_xywh0), 0.0, 1.0)
+
+
+def box_means(
+    values: NDArray[np.generic],
+    size_wh0: tuple[int, int],
+    boxes_xywh0: NDArray[np.generic],
+) -> NDArray[np.float64]:
+    """Mean of a picture over each box, where the picture covers the whole slide.
+
+    A summed-area table is read between its knots. That is exact: the picture is constant in each cell, so its
+    integral is bilinear there.
+
+    Args:
+        values: (H, W), truth values or numbers.
+        size_wh0: Width and height of level 0.
+        boxes_xywh0: (N, 4) left, top, width, height in level-0 pixels; outside the slide the picture is 0.
+
+    Returns:
+        float64 (N,).
+    """
     boxes = np.asarray(boxes_xywh0, dtype=np.float64).reshape(-1, 4)
-    step_x, step_y = mask.downsample_xy
-    height, width = mask.mask.shape
-    table = np.zeros((height + 1, width + 1), dtype=np.int64)
-    np.cumsum(np.cumsum(mask.mask, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
+    height, width = values.shape
+    step_x, step_y = size_wh0[0] / width, size_wh0[1] / height
+    kind = np.int64 if values.dtype == np.bool_ else np.float64
+    table = np.zeros((height + 1, width + 1), dtype=kind)
+    np.cumsum(np.cumsum(values, axis=0, dtype=kind), axis=1, out=table[1:, 1:])
     left, top = boxes[:, 0] / step_x, boxes[:, 1] / step_y
     right, bottom = left + boxes[:, 2] / step_x, top + boxes[:, 3] / step_y
-    marked = (
+    total = (
         _table_at(table, right, bottom)
         - _table_at(table, left, bottom)
         - _table_at(table, right, top)
         + _table_at(table, left, top)
     )
-    return np.clip(marked / ((right - left) * (bottom - top)), 0.0, 1.0)
+    means: NDArray[np.float64] = total / ((right - left) * (bottom - top))
+    return means
 
 
 def _table_at(
-    table: NDArray[np.int64], x: NDArray[np.float64], y: NDArray[np.float64]
+    table: NDArray[np.int64] | NDArray[np.float64],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     rows, columns = table.shape
     x, y = np.clip(x, 0, columns - 1), np.clip(y, 0, rows - 1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_msamil.config import Fallback, Strategy
 from napari_msamil.errors import ConfigError, SelectionError
-from napari_msamil.masks import area_shares
+from napari_msamil.masks import area_shares, box_means
 from napari_msamil.slide.levels import require_scale
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def make_grid(
     kept = cells.take(np.flatnonzero(cells.share > _threshold(spec) + _TIE))
     if not len(kept.share):
         tissue_share = None if tissue is None else area_shares(tissue, boxes)
-        kept, sentence = _fall_back(info, spec, cells, tissue_share)
+        rank, words = _second_rank(mask, boxes, tissue_share, spec)
+        kept, sentence = _fall_back(info, spec, cells, tissue_share, rank, words)
         warnings.append(sentence)
     elif spec.strategy is Strategy.RANDOM:
         kept = kept.take(_drawn(kept, spec))
@@ -238,39 +239,51 @@ def _full_patches(
     )
 
 
+def _second_rank(
+    mask: SlideMask,
+    boxes: NDArray[np.int64],
+    tissue_share: NDArray[np.float64] | None,
+    spec: PatchSpec,
+) -> tuple[NDArray[np.float64], str]:
+    """What patches are ranked by where the mask is empty: lesion probability inside the tissue, else tissue alone."""
+    if tissue_share is None:
+        return np.zeros(len(boxes)), "share"
+    if mask.probability is None:
+        return tissue_share, "most tissue"
+    likely = box_means(mask.probability, mask.size_wh0, boxes)
+    return likely * (tissue_share > spec.tissue_threshold), "largest lesion probability"
+
+
 def _fall_back(
     info: SlideInfo,
     spec: PatchSpec,
     cells: _Cells,
     tissue_share: NDArray[np.float64] | None,
+    second_rank: NDArray[np.float64],
+    second_words: str,
 ) -> tuple[_Cells, str]:
     """What is taken when no patch passes the threshold, and the sentence that says so."""
-    what = "lesion" if spec.strategy is Strategy.LESION else "tissue"
+    lesion = spec.strategy is Strategy.LESION
     nothing = (
-        f"None of the {len(cells.share)} patches of {info.path.name} has more than {_threshold(spec):.0%} {what} "
-        f"(largest share {cells.share.max():.1%})"
+        f"None of the {len(cells.share)} patches of {info.path.name} has more than {_threshold(spec):.0%} "
+        f"{'lesion' if lesion else 'tissue'} (largest share {cells.share.max():.1%})"
     )
-    if spec.fallback is not Fallback.ERROR and spec.strategy is Strategy.LESION:
-        if spec.fallback is Fallback.TISSUE and tissue_share is not None:
-            found = np.flatnonzero(tissue_share > spec.tissue_threshold + _TIE)
-            if len(found):
-                return cells.take(
-                    found
-                ), f"{nothing}; the {len(found)} tissue patches were used."
-        rank = cells.share
-        if not rank.any() and tissue_share is not None:
-            rank = tissue_share
+    if lesion and spec.fallback is Fallback.TISSUE and tissue_share is not None:
+        found = np.flatnonzero(tissue_share > spec.tissue_threshold + _TIE)
+        if len(found):
+            return cells.take(
+                found
+            ), f"{nothing}; the {len(found)} tissue patches were used."
+    if spec.fallback is Fallback.TOP or (lesion and spec.fallback is Fallback.TISSUE):
+        rank, words = cells.share, "largest share"
+        if lesion and not rank.any():
+            rank, words = second_rank, second_words
             nothing += " and no lesion was found at all"
         top = _top(cells, rank, spec)
         if len(top):
             return cells.take(
                 top
-            ), f"{nothing}; the {len(top)} with the largest share were used."
-    elif spec.fallback is Fallback.TOP and cells.share.any():
-        top = _top(cells, cells.share, spec)
-        return cells.take(
-            top
-        ), f"{nothing}; the {len(top)} with the largest share were used."
+            ), f"{nothing}; the {len(top)} with the {words} were used."
     raise SelectionError(
         f"{nothing}. Edit the mask, lower the threshold, or allow a fallback."
     )

@@ -201,6 +201,8 @@ class _Job:
             mask = tissue
         else:
             mask, notes = find_mask(self.slide, self.loaded, self.runtime)
+        if tissue is None and not mask.mask.any():
+            tissue = find_tissue(self.slide, self.loaded.config.tissue)
         self.timings["mask"] = time.perf_counter() - start
         self.mask = mask
         grid = make_grid(self.slide.info, spec, mask, tissue=tissue)
