@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 
 def smooth_picture(height: int, width: int, seed: int = 3) -> NDArray[np.uint8]:
     """Stained-looking waves with grain, uint8 (H, W, 3): JPEG keeps them, swapped axes do not pass."""
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    grain = np.random.default_rng(seed).normal(0, 6, (height, width)).astype(np.float32)
-    red = 200 + 40 * np.sin(columns / 23) * np.cos(rows / 41)
-    green = 150 + 60 * np.sin(columns / 57 + rows / 33)
-    blue = 190 + 50 * np.cos(rows / 19) * np.sin(columns / 71)
+    y, x = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    grain = rng.integers(-9, 10, (height, width), dtype=np.int8).astype(np.float32)
+    red = 200 + 40 * np.outer(np.cos(y / 41), np.sin(x / 23))
+    green = (
+        150
+        + 60 * np.outer(np.cos(y / 33), np.sin(x / 57))
+        + 30 * np.sin(y / 33)[:, None]
+    )
+    blue = 190 + 50 * np.outer(np.cos(y / 19), np.sin(x / 71))
     return (
         np.stack([red + grain, green + grain, blue - grain], axis=2)
         .clip(0, 255)

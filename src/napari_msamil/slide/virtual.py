@@ -177,9 +177,10 @@ class VirtualPyramid:
                 self._slide.info.path.name,
                 error,
             )
-        except RuntimeError:
-            if threading.main_thread().is_alive():
-                raise  # else the interpreter ends and takes no more work
+        except RuntimeError as error:
+            # Python's thread pools say so when the program ends while they still get work.
+            if "shutdown" not in str(error):
+                raise
 
     def _take_finished(self) -> None:
         if not self._path.exists():
