@@ -7,6 +7,7 @@ which QuPath opens by drag and drop, and black-and-white PNG.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -67,8 +68,19 @@ OTHER_LABELS = frozenset(
     ]
 ) | {"immune cells"}
 """Classes that never mean the lesion unless asked for by name."""
+DEFAULT_SHAPE = (1024, 1024)
+"""Rows and columns of a mask whose file has no grid of its own (paper section 3.1)."""
+_LARGEST_GRID = 1 << 26
 _OUTSIDE_SHARE = 0.01
 """Hand-drawn outlines may reach over the edge of the slide by this share of their area."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The slide and the mask grid that a file of our own was written from."""
+
+    size_wh0: tuple[int, int]
+    shape_hw: tuple[int, int]
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -83,7 +95,7 @@ def read_annotations(path: Path) -> list[Annotation]:
 def read_mask(
     path: Path,
     size_wh0: tuple[int, int],
-    shape_hw: tuple[int, int] = (1024, 1024),
+    shape_hw: tuple[int, int] | None = None,
     label: str | None = None,
 ) -> SlideMask:
     """Read any supported file as a mask over a slide.
@@ -91,7 +103,8 @@ def read_mask(
     Args:
         path: Annotations or a mask picture; the format is told by content.
         size_wh0: Width and height of the slide's level 0.
-        shape_hw: Rows and columns of the mask.
+        shape_hw: Rows and columns of the mask; None takes the grid that the file was written from, so that a mask
+            comes back exactly, or else 1024 × 1024.
         label: Class, code or colour that is meant. None takes the classes that mean a lesion; if there are none,
             everything but those that certainly do not (`OTHER_LABELS`).
 
@@ -102,12 +115,14 @@ def read_mask(
     if head is None:
         marked = read_mask_image(path, size_wh0, shape_hw, label)
         return SlideMask(marked, size_wh0, MaskSource.FILE)
-    found, slide_wh = _parsed(path, head)
-    if slide_wh is not None and slide_wh != size_wh0:
+    found, grid = _parsed(path, head)
+    if grid is not None and grid.size_wh0 != size_wh0:
         raise MaskError(
-            f"{path.name} was made for a slide of {slide_wh[0]} × {slide_wh[1]} pixels; this one has "
+            f"{path.name} was made for a slide of {grid.size_wh0[0]} × {grid.size_wh0[1]} pixels; this one has "
             f"{size_wh0[0]} × {size_wh0[1]}. Choose the file of this slide."
         )
+    if shape_hw is None:
+        shape_hw = DEFAULT_SHAPE if grid is None else grid.shape_hw
     added, removed = chosen(found, label, path.name)
     _check_inside(path, added, size_wh0)
     marked = fill_polygons([a.polygon for a in added], size_wh0, shape_hw)
@@ -155,8 +170,9 @@ def write_mask_geojson(
     """
     features = [_feature(polygon, classification) for polygon in mask_polygons(mask)]
     # QuPath skips members it does not know; with this one a file cannot be put on another slide by mistake.
-    size = {"width": mask.size_wh0[0], "height": mask.size_wh0[1]}
-    document = {"type": "FeatureCollection", "slide": size, "features": features}
+    (width, height), (rows, columns) = mask.size_wh0, mask.mask.shape
+    grid = {"width": width, "height": height, "rows": rows, "columns": columns}
+    document = {"type": "FeatureCollection", "msamil_grid": grid, "features": features}
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document, separators=(",", ":")), encoding="utf-8")
     part.replace(path)
@@ -206,10 +222,8 @@ def _content(path: Path) -> str | None:
         return path.read_text(encoding="latin-1")
 
 
-def _parsed(
-    path: Path, text: str | None
-) -> tuple[list[Annotation], tuple[int, int] | None]:
-    """The areas of a text file, and the size of the slide it was written for where it says so."""
+def _parsed(path: Path, text: str | None) -> tuple[list[Annotation], _Grid | None]:
+    """The areas of a text file, and the grid it was written from where it says so."""
     if text is None:
         raise MaskError(
             f"{path.name} is no annotation file. Use GeoJSON, ASAP or ImageScope XML, or BCNB JSON."
@@ -222,9 +236,23 @@ def _parsed(
         raise MaskError(
             f"{path.name} is damaged or incomplete ({error}). Export it again."
         ) from error
-    size = document.get("slide") if isinstance(document, dict) else None
-    written_for = (size["width"], size["height"]) if isinstance(size, dict) else None
-    return parse_json(document, path), written_for
+    return parse_json(document, path), _grid_of(document)
+
+
+def _grid_of(document: Any) -> _Grid | None:
+    """The grid of a file of our own; anything odd in it is as good as none."""
+    grid = document.get("msamil_grid") if isinstance(document, dict) else None
+    if not isinstance(grid, dict):
+        return None
+    numbers: list[Any] = [
+        grid.get(key) for key in ("width", "height", "rows", "columns")
+    ]
+    if not all(isinstance(n, int) and 0 < n < 2**31 for n in numbers):
+        return None
+    width, height, rows, columns = numbers
+    if rows * columns > _LARGEST_GRID:
+        return None
+    return _Grid((width, height), (rows, columns))
 
 
 def _base(label: str) -> str:

@@ -25,6 +25,8 @@ COLOUR_NAMES = {
     "stroma": "green",
     "necrosis": "blue",
 }
+OWN_SIDE = 2048
+_SQUARE = (1024, 1024)
 _WHITE = 128
 """Masks saved with smooth edges or as JPEG are cut here."""
 
@@ -32,7 +34,7 @@ _WHITE = 128
 def read_mask_image(
     path: Path,
     size_wh0: tuple[int, int],
-    shape_hw: tuple[int, int],
+    shape_hw: tuple[int, int] | None,
     label: str | None,
 ) -> NDArray[np.bool_]:
     """Read a picture as a mask over a slide.
@@ -40,14 +42,18 @@ def read_mask_image(
     Args:
         path: PNG, TIFF (also pyramidal), JPEG, BMP …
         size_wh0: Width and height of the slide's level 0.
-        shape_hw: Rows and columns of the result; a result pixel is marked if more than half of it is.
+        shape_hw: Rows and columns of the result; a result pixel is marked if more than half of it is. None keeps
+            the picture's own up to `OWN_SIDE`, else 1024 × 1024.
         label: Which code (`"1"`) or colour (`red`, `stroma` …) is meant; None is white, the only code there is, or red.
 
     Raises:
         MaskError: The file is no picture, has another shape than the slide, or needs a label.
     """
     image = _open(path)
-    _check_shape(path, (image.width, image.height), size_wh0, shape_hw)
+    own = (image.height, image.width)
+    _check_shape(path, own[::-1], size_wh0, shape_hw or _SQUARE)
+    if shape_hw is None:
+        shape_hw = own if max(own) <= OWN_SIDE else _SQUARE
     if image.bands < 3:
         _refuse_colour(path, label)
         marked = _grey_choice(path, image, label)
@@ -93,7 +99,7 @@ def _check_shape(
     shape_hw: tuple[int, int],
 ) -> None:
     """A mask has the slide's proportions (to a pixel of its own), or the squeezed shape of the model's thumbnail."""
-    if found_wh == shape_hw[::-1] or found_wh == (1024, 1024):
+    if found_wh in (shape_hw[::-1], _SQUARE):
         return
     width, height = found_wh
     shrink = (size_wh0[0] / width + size_wh0[1] / height) / 2
