@@ -17,41 +17,37 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from napari_msamil.config import ModelConfig
+from napari_msamil.checkpoint_header import (
+    FORMAT_VERSION,
+    CheckpointHeader,
+    read_header,
+)
 from napari_msamil.errors import CheckpointError, ConfigError
 from napari_msamil.hub import fetch_from_hub
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from napari_msamil.config import ModelConfig
     from napari_msamil.models.msamil import MsamilModel
 
-FORMAT_VERSION = 1
-"""Raised whenever an older program could misread the file."""
+__all__ = [
+    "DEMO",
+    "FORMAT_VERSION",
+    "CheckpointHeader",
+    "LoadedModel",
+    "SelftestResult",
+    "load_checkpoint",
+    "read_header",
+    "resolve_model",
+    "save_checkpoint",
+    "selftest",
+    "sha256_of",
+]
+
 DEMO = "demo"
 SELFTEST_TOLERANCE = 1e-3
 """Largest difference of a logit between machines, relative to max(1, |logit|)."""
-_PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-@dataclass(frozen=True)
-class CheckpointHeader:
-    """What a checkpoint says of itself, read without its weights and without torch.
-
-    Attributes:
-        config: Everything needed to run it.
-        provenance: Where it comes from: recipe, data, metrics, versions, reference logits.
-        format_version: Version of the file format.
-        parameters: Number of weights, all parts together.
-    """
-
-    config: ModelConfig
-    provenance: dict[str, Any]
-    format_version: int
-    parameters: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,36 +137,6 @@ def save_checkpoint(
     finally:
         beside.unlink(missing_ok=True)
     return path
-
-
-def read_header(path: Path | str) -> CheckpointHeader:
-    """Configuration and provenance of a checkpoint, without its weights and without torch.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, too new, or not a checkpoint.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    _refuse_other_files(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            sizes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no .safetensors file ({error}). Copy or download it again."
-        ) from error
-    if "msamil.format_version" not in metadata or "msamil.config" not in metadata:
-        raise CheckpointError(
-            f"{path} holds weights but no msamil configuration. Use a file made by `msamil-train publish`."
-        )
-    found = _format_version(path, metadata["msamil.format_version"])
-    provenance = _read_provenance(path, metadata.get("msamil.provenance") or "{}")
-    parameters = sum(_product(shape) for shape in sizes)
-    return CheckpointHeader(
-        _read_config(path, metadata["msamil.config"]), provenance, found, parameters
-    )
 
 
 def resolve_model(ref: str | Path = DEMO) -> Path:
@@ -284,55 +250,6 @@ def _origin() -> dict[str, Any]:
     }
 
 
-def _refuse_other_files(path: Path) -> None:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise CheckpointError(
-            f"The model file {path} {what}. Give a .safetensors file."
-        )
-    with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix.lower() in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
-        raise CheckpointError(
-            f"{path} is a training state or a pickle, which is never loaded here. "
-            f"Make a checkpoint from it: msamil-train publish {path.name}"
-        )
-
-
-def _format_version(path: Path, text: str) -> int:
-    if not text.isdigit():
-        raise CheckpointError(
-            f"{path} has the unreadable format version {text!r}. Publish it again."
-        )
-    if int(text) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} uses checkpoint format {text}; this version reads up to {FORMAT_VERSION}. Update napari-msamil."
-        )
-    return int(text)
-
-
-def _read_config(path: Path, text: str) -> ModelConfig:
-    try:
-        return ModelConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise CheckpointError(
-            f"The configuration in {path} is not understood at {where!r}: {first['msg']}. "
-            "Update napari-msamil or publish the model again."
-        ) from error
-
-
-def _read_provenance(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"The provenance in {path} is damaged. Copy or download it again."
-        ) from error
-    return found if isinstance(found, dict) else {}
-
-
 def _build(path: Path, config: ModelConfig) -> MsamilModel:
     """Networks with fresh weights; the caller's random numbers do not notice."""
     import torch
@@ -372,10 +289,3 @@ def _check_state(
                 f"{path} {what} {', '.join(names[:3])}{more}. Its weights do not belong to its configuration; "
                 "publish it again."
             )
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
