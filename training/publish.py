@@ -114,14 +114,10 @@ def publish(
         loaded = load_checkpoint(base)
         config, weights = loaded.config, dict(loaded.model.state_dict())
     for path, state in states:
-        config = _next_config(config, state)
         for part in _parts(path, state):
             weights = {k: v for k, v in weights.items() if not k.startswith(part + ".")}
             weights |= {f"{part}.{k}": v for k, v in _part_weights(state, part).items()}
-    if config is None:
-        raise CheckpointError(
-            "None of the states says what model it belongs to. Give an e2e or mil state, or --base."
-        )
+    config = _config_of(config, states)
     config = config.model_copy(
         update={k: v for k, v in (shown or {}).items() if v is not None}
     )
@@ -150,24 +146,33 @@ def state_file(path: Path) -> Path:
     )
 
 
-def _next_config(
-    config: ModelConfig | None, state: Mapping[str, Any]
-) -> ModelConfig | None:
-    """The configuration after one more state: each state decides about the parts it holds."""
-    about = state["description"]
-    segmenter = _as_dict(about.get("segmenter"))
-    if state["kind"] == "segment" and segmenter is not None and config is None:
-        return None
-    if "model" in about and state["kind"] != "segment":
-        own = ModelConfig.model_validate_json(about["model"])
-        kept = {} if config is None else _kept(config, own, state["kind"])
-        return own.model_copy(update=kept)
-    if segmenter is not None and config is not None:
-        return config.model_copy(update={"segmenter": SegmenterSpec(**segmenter)})
+def _config_of(
+    config: ModelConfig | None, states: Sequence[tuple[Path, Mapping[str, Any]]]
+) -> ModelConfig:
+    """The configuration of all states together: each decides about the parts it holds.
+
+    Raises:
+        CheckpointError: No state says what model it belongs to.
+    """
+    for _, state in states:
+        if state["kind"] != "segment" and "model" in state["description"]:
+            own = ModelConfig.model_validate_json(state["description"]["model"])
+            kept = {} if config is None else _kept(config, own, state["kind"])
+            config = own.model_copy(update=kept)
+    if config is None:
+        raise CheckpointError(
+            "None of the states says what model it belongs to. Give an e2e or mil state, or --base."
+        )
+    for _, state in states:
+        segmenter = _as_dict(state["description"].get("segmenter"))
+        if state["kind"] == "segment" and segmenter is not None:
+            spec = SegmenterSpec.model_validate(segmenter)
+            config = config.model_copy(update={"segmenter": spec})
     return config
 
 
 def _kept(old: ModelConfig, own: ModelConfig, kind: str) -> dict[str, Any]:
+    """The parts of an older configuration that a state of this kind does not train."""
     parts = {
         "encoder": old.encoder,
         "aggregator": old.aggregator,
