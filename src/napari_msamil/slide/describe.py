@@ -16,9 +16,9 @@ SOURCE_WORDS = {
     MppSource.USER: "given by you",
 }
 BACKEND_WORDS = {
-    "openslide": "OpenSlide",
+    "openslide": "read through OpenSlide",
     "direct": "tiles decoded directly",
-    "tifffile": "tifffile",
+    "tifffile": "read through tifffile",
     "plain": "held in memory",
     "array": "held in memory",
 }
@@ -68,7 +68,7 @@ def describe_text(info: SlideInfo) -> str:
         ("file", str(info.path)),
         (
             "kind",
-            f"{info.vendor}, read by {BACKEND_WORDS.get(info.backend, info.backend)}",
+            f"{info.vendor}, {BACKEND_WORDS.get(info.backend, info.backend)}",
         ),
         ("size", _size(info)),
         ("pixel size", _pixel_size(info)),
