@@ -48,6 +48,7 @@ class BatchOptions:
         output: Folder of the result folders.
         mask: Mask file of a single slide, or folder of masks by slide name.
         patches: `lesion`, `tissue` or `random`; None leaves the model's choice.
+        threshold: Lesion share a patch must exceed; None leaves the model's.
         mpp: µm per level-0 pixel for slides that have none or a wrong one.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
@@ -63,6 +64,7 @@ class BatchOptions:
     model: str = "demo"
     mask: Path | None = None
     patches: str | None = None
+    threshold: float | None = None
     mpp: float | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -166,6 +168,7 @@ def fingerprint(job: SlideJob, options: BatchOptions) -> dict[str, Any]:
         "model": options.model_sha256,
         "mask": _content(job.mask),
         "patches": options.patches,
+        "threshold": options.threshold,
         "mpp": job.mpp,
         "precision": options.precision,
         "report": options.report,
@@ -225,6 +228,7 @@ def _asked(
     return ClassifyOptions(
         mask=_read_mask(job, slide),
         strategy=Strategy(options.patches) if options.patches else None,
+        threshold=options.threshold,
         runtime=runtime,
         store=FeatureStore() if options.use_cache else None,
         command=options.command,

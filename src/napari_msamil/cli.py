@@ -195,6 +195,8 @@ def _add_classify(commands: Commands) -> None:
     add("--mask", type=Path, metavar="F", help=mask)
     patches = "which patches (default: the model's)"
     add("--patches", choices=("lesion", "tissue", "random"), help=patches)
+    threshold = "lesion share a patch must exceed (default: the model's)"
+    add("--threshold", type=float, metavar="T", help=threshold)
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
     workers = "slides at once on this machine"
@@ -288,7 +290,7 @@ def run_classify(args: argparse.Namespace) -> int:
     if args.cluster is None:
         choose_runtime(args.device, args.precision)
     options = BatchOptions(
-        model=args.model, output=args.output, mask=args.mask, patches=args.patches, mpp=args.mpp,
+        model=args.model, output=args.output, mask=args.mask, patches=args.patches, mpp=args.mpp, threshold=args.threshold,
         device=args.device, precision=args.precision, workers=args.workers, cluster=args.cluster,
         use_cache=not args.no_cache, report=args.report, command=args.command_line,
     )  # fmt: skip
