@@ -140,7 +140,7 @@ def _benchmark(path: Path) -> Iterator[str]:
     from napari_msamil.checkpoint import load_checkpoint
     from napari_msamil.config import Strategy
     from napari_msamil.device import choose_runtime
-    from napari_msamil.inference import PatchEncoder
+    from napari_msamil.encoding import PatchEncoder
     from napari_msamil.patch_reader import read_patches
     from napari_msamil.patches import make_grid
     from napari_msamil.slide import open_slide

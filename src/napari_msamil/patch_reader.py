@@ -19,7 +19,7 @@ from napari_msamil.errors import RegionError
 from napari_msamil.slide.levels import level_box, level_for_downsample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -173,7 +173,7 @@ class PatchReader:
         levels = {source.level for source in self._sources}
         self._cell_grids = {level: cell_grid(slide, level) for level in levels}
 
-    def __iter__(self) -> Iterator[PatchBatch]:
+    def __iter__(self) -> Generator[PatchBatch]:
         """Batches of patches of one size in pixels; closing the iterator stops the threads."""
         self._plan()
         ahead = 2 * (self._batch_size + self.threads)

@@ -49,6 +49,7 @@ class ClassifyOptions:
         seed: Seed of the random strategy.
         runtime: Device and precision; None chooses.
         store: Feature cache; None uses none.
+        compiled: Whether the encoder is compiled first: a wait that pays on many patches.
         previous: The answer before this one: the difference becomes part of the result.
         command: Command line to be stored with the result; None writes the one that repeats it.
     """
@@ -60,6 +61,7 @@ class ClassifyOptions:
     seed: int | None = None
     runtime: Runtime | None = None
     store: FeatureStore | None = None
+    compiled: bool = False
     previous: SlideResult | None = None
     command: str | None = None
 
@@ -143,7 +145,9 @@ def classify_steps(
     yield Progress(Stage.MASK)
     grid = job.select_patches()
     yield Progress(Stage.PATCHES, len(grid), len(grid))
-    steps = encode_patches(slide, grid, loaded, job.runtime, options.store)
+    steps = encode_patches(
+        slide, grid, loaded, job.runtime, options.store, compiled=options.compiled
+    )
     bag = yield from job.with_partials(steps)
     yield Progress(Stage.AGGREGATE)
     result = job.result(bag)
