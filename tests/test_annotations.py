@@ -456,6 +456,26 @@ def test_png_round_trip(tmp_path: Path, rng: np.random.Generator) -> None:
     assert np.array_equal(area(tmp_path / "m.png"), mask.mask)
 
 
+@pytest.mark.parametrize("kind", ["asap", "imagescope", "bcnb", "picture"])
+def test_every_format_survives_the_way_through_geojson(
+    tmp_path: Path, kind: str
+) -> None:
+    ring = square(300, 200, 900)[:-1]
+    if kind == "asap":
+        source = save(tmp_path, "a.xml", ASAP.format(tumor="_0", hole="_2"))
+    elif kind == "imagescope":
+        source = save(tmp_path, "i.xml", IMAGESCOPE)
+    elif kind == "bcnb":
+        source = save(tmp_path, "b.json", {"positive": [{"vertices": ring}]})
+    else:
+        source = picture(tmp_path, np.tri(300, 400, dtype=np.uint8) * 255)
+    mask = read_mask(source, SIZE)
+    write_mask_geojson(mask, tmp_path / "out.geojson")
+    back = read_mask(tmp_path / "out.geojson", SIZE)
+    assert mask.mask.any()
+    assert iou(mask.mask, back.mask) == 1
+
+
 def test_a_written_mask_knows_its_slide(tmp_path: Path) -> None:
     path = tmp_path / "m.geojson"
     write_mask_geojson(

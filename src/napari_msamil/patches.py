@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_msamil.config import Fallback, Strategy
-from napari_msamil.errors import ConfigError, SelectionError
-from napari_msamil.masks import area_shares, box_means
+from napari_msamil.config import Strategy
+from napari_msamil.errors import SelectionError
+from napari_msamil.masks import area_shares
+from napari_msamil.patch_choice import (
+    Cells,
+    drawn,
+    fall_back,
+    largest,
+    passing,
+    second_rank,
+)
 from napari_msamil.slide.levels import require_scale
 
 if TYPE_CHECKING:
@@ -25,9 +33,6 @@ if TYPE_CHECKING:
     from napari_msamil.config import PatchSpec
     from napari_msamil.masks import SlideMask
     from napari_msamil.slide.base import SlideInfo
-
-_TIE = 1e-9
-"""Shares are exact up to float64 rounding; one this little above the threshold is equal to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,18 +79,6 @@ class PatchGrid:
         """Number of patches of each scale by name, `{"20x": n, …}`."""
         found = np.bincount(self.scale, minlength=len(self.spec.scales))
         return {s.name: int(n) for s, n in zip(self.spec.scales, found, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Candidate patches of all scales: corners (M, 2), scale (M,), share (M,) of the mask that decides."""
-
-    xy0: NDArray[np.int64]
-    scale: NDArray[np.int8]
-    share: NDArray[np.float64]
-
-    def take(self, index: NDArray[np.intp]) -> _Cells:
-        return _Cells(self.xy0[index], self.scale[index], self.share[index])
 
 
 def patch_sizes_px0(spec: PatchSpec, mpp: float) -> tuple[int, ...]:
@@ -173,17 +166,17 @@ def make_grid(
     lengths = np.asarray(sides, dtype=np.int64)[scale]
     boxes = np.column_stack([xy0, lengths, lengths])
     deciding = mask if spec.strategy is Strategy.LESION else tissue or mask
-    cells = _Cells(xy0, scale, area_shares(deciding, boxes))
-    kept = cells.take(np.flatnonzero(cells.share > _threshold(spec) + _TIE))
+    cells = Cells(xy0, scale, area_shares(deciding, boxes))
+    kept = cells.take(passing(cells, spec))
     if not len(kept.share):
         tissue_share = None if tissue is None else area_shares(tissue, boxes)
-        rank, words = _second_rank(mask, boxes, tissue_share, spec)
-        kept, sentence = _fall_back(info, spec, cells, tissue_share, rank, words)
+        rank, words = second_rank(mask, boxes, tissue_share, spec)
+        kept, sentence = fall_back(info, spec, cells, tissue_share, rank, words)
         warnings.append(sentence)
     elif spec.strategy is Strategy.RANDOM:
-        kept = kept.take(_drawn(kept, spec))
+        kept = kept.take(drawn(kept, spec))
     if spec.max_patches is not None:
-        kept = kept.take(_largest(kept, spec.max_patches, len(spec.scales)))
+        kept = kept.take(largest(kept, spec.max_patches, len(spec.scales)))
     kept = kept.take(paper_order(kept.xy0, sides, kept.scale))
     share = kept.share.astype(np.float32)
     return PatchGrid(
@@ -196,11 +189,6 @@ def make_grid(
         share,
         warnings=tuple(warnings),
     )
-
-
-def _threshold(spec: PatchSpec) -> float:
-    lesion = spec.strategy is Strategy.LESION
-    return spec.lesion_threshold if lesion else spec.tissue_threshold
 
 
 def _full_patches(
@@ -237,83 +225,3 @@ def _full_patches(
         np.concatenate(scales),
         warnings,
     )
-
-
-def _second_rank(
-    mask: SlideMask,
-    boxes: NDArray[np.int64],
-    tissue_share: NDArray[np.float64] | None,
-    spec: PatchSpec,
-) -> tuple[NDArray[np.float64], str]:
-    """What patches are ranked by where the mask is empty: lesion probability inside the tissue, else tissue alone."""
-    if tissue_share is None:
-        return np.zeros(len(boxes)), "share"
-    if mask.probability is None:
-        return tissue_share, "most tissue"
-    likely = box_means(mask.probability, mask.size_wh0, boxes)
-    return likely * (tissue_share > spec.tissue_threshold), "largest lesion probability"
-
-
-def _fall_back(
-    info: SlideInfo,
-    spec: PatchSpec,
-    cells: _Cells,
-    tissue_share: NDArray[np.float64] | None,
-    second_rank: NDArray[np.float64],
-    second_words: str,
-) -> tuple[_Cells, str]:
-    """What is taken when no patch passes the threshold, and the sentence that says so."""
-    lesion = spec.strategy is Strategy.LESION
-    nothing = (
-        f"None of the {len(cells.share)} patches of {info.path.name} has more than {_threshold(spec):.0%} "
-        f"{'lesion' if lesion else 'tissue'} (largest share {cells.share.max():.1%})"
-    )
-    if lesion and spec.fallback is Fallback.TISSUE and tissue_share is not None:
-        found = np.flatnonzero(tissue_share > spec.tissue_threshold + _TIE)
-        if len(found):
-            return cells.take(
-                found
-            ), f"{nothing}; the {len(found)} tissue patches were used."
-    if spec.fallback is Fallback.TOP or (lesion and spec.fallback is Fallback.TISSUE):
-        rank, words = cells.share, "largest share"
-        if lesion and not rank.any():
-            rank, words = second_rank, second_words
-            nothing += " and no lesion was found at all"
-        top = _top(cells, rank, spec)
-        if len(top):
-            return cells.take(
-                top
-            ), f"{nothing}; the {len(top)} with the {words} were used."
-    raise SelectionError(
-        f"{nothing}. Edit the mask, lower the threshold, or allow a fallback."
-    )
-
-
-def _top(cells: _Cells, rank: NDArray[np.float64], spec: PatchSpec) -> NDArray[np.intp]:
-    """Indices of the best-ranked patches per scale, only those that have any share at all."""
-    some = np.flatnonzero(rank > _TIE)
-    ranked = _Cells(cells.xy0[some], cells.scale[some], rank[some])
-    return some[_largest(ranked, spec.fallback_count, len(spec.scales))]
-
-
-def _largest(cells: _Cells, count: int, scales: int) -> NDArray[np.intp]:
-    """Indices of at most `count` patches per scale with the largest share; equal shares go by x, then y."""
-    order = np.lexsort((cells.xy0[:, 1], cells.xy0[:, 0], -cells.share.round(9)))
-    return np.concatenate(
-        [order[cells.scale[order] == s][:count] for s in range(scales)]
-    )
-
-
-def _drawn(cells: _Cells, spec: PatchSpec) -> NDArray[np.intp]:
-    """Indices of the seeded random choice, per scale; all of a scale where there are fewer than asked for."""
-    if len(spec.random_counts) < len(spec.scales):
-        raise ConfigError(
-            f"random_counts has {len(spec.random_counts)} numbers for {len(spec.scales)} scales; give one per scale."
-        )
-    rng = np.random.default_rng(spec.seed)
-    chosen = []
-    for index in range(len(spec.scales)):
-        here = np.flatnonzero(cells.scale == index)
-        count = min(spec.random_counts[index], len(here))
-        chosen.append(rng.choice(here, size=count, replace=False))
-    return np.concatenate(chosen)
