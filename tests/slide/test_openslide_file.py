@@ -9,6 +9,7 @@ import pytest
 
 from napari_msamil.slide import open_slide
 from napari_msamil.slide.array_slide import ArraySlide
+from napari_msamil.slide.openslide_file import _background, _bounds, _tile_size
 from napari_msamil.slide.pyramid import lazy_pyramid
 from napari_msamil.slide.write import halved_levels, write_pyramid_tiff
 
@@ -64,3 +65,19 @@ def test_dask_levels_equal_read_level(tmp_path: Path, picture: np.ndarray) -> No
         for level, array in enumerate(lazy_pyramid(slide)):
             whole = slide.read_level(level, (0, 0), slide.info.level_sizes_wh[level])
             np.testing.assert_array_equal(array.compute(), whole)
+
+
+def test_scanned_part_background_and_tiles_are_taken_from_the_properties() -> None:
+    properties = {
+        "openslide.bounds-x": "100", "openslide.bounds-y": "7", "openslide.bounds-width": "50",
+        "openslide.bounds-height": "60", "openslide.background-color": "FF80A0",
+        "openslide.level[0].tile-width": "240", "openslide.level[0].tile-height": "256",
+    }  # fmt: skip
+    assert _bounds(properties) == (100, 7, 50, 60)
+    assert _background(properties) == (255, 128, 160)
+    assert _tile_size(properties, 0) == (240, 256)
+    damaged = dict.fromkeys(properties, "-1x")
+    assert _bounds(damaged) is None
+    assert _background(damaged) == (255, 255, 255)
+    assert _tile_size(damaged, 0) == (256, 256)
+    assert _bounds({}) is None

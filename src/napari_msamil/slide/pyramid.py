@@ -126,7 +126,7 @@ def lazy_pyramid(
         slide: An open slide; it must stay open as long as the arrays are used.
         on_fault: Told of every part that cannot be decoded; such parts are striped, never white.
         cache_bytes: Bound on decoded chunks held for all levels together.
-        virtual: Virtual levels that the caller builds, to follow their progress.
+        virtual: What `start_virtual_levels` gave, for callers that follow its progress.
     """
     cache = ChunkCache(cache_bytes)
     info = slide.info
@@ -136,9 +136,8 @@ def lazy_pyramid(
     ]
     sizes = list(info.level_sizes_wh)
     chunks = [chunk_size(tile) for tile in info.level_tile_sizes_wh]
-    if virtual is None and needs_virtual_levels(info):
-        virtual = VirtualPyramid(slide)
-        virtual.start()
+    if virtual is None:
+        virtual = start_virtual_levels(slide)
     if virtual is not None:
         reads += [
             partial(virtual.read, level + 1)
@@ -157,6 +156,15 @@ def lazy_pyramid(
         )
         for number, read in enumerate(reads)
     ]
+
+
+def start_virtual_levels(slide: Slide) -> VirtualPyramid | None:
+    """Virtual levels of a slide that needs them, being built in the background; None for most slides."""
+    if not needs_virtual_levels(slide.info):
+        return None
+    virtual = VirtualPyramid(slide)
+    virtual.start()
+    return virtual
 
 
 def _read_stored(

@@ -76,6 +76,7 @@ class VirtualPyramid:
         self._preview_lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._watchers: list[Callable[[Progress], None]] = []
         self.is_complete = False
         self._take_finished()
 
@@ -137,16 +138,16 @@ class VirtualPyramid:
         )
         return self._path
 
-    def start(self, on_step: Callable[[Progress], None] | None = None) -> None:
-        """Build in a background thread; `close` ends it. Does nothing where it is complete or already running.
+    def watch(self, on_step: Callable[[Progress], None]) -> None:
+        """Call `on_step` with every step of the background thread, in that thread."""
+        self._watchers.append(on_step)
 
-        Args:
-            on_step: Called in that thread with every step.
-        """
+    def start(self) -> None:
+        """Build in a background thread; `close` ends it. Does nothing where it is complete or already running."""
         if self.is_complete or self._thread is not None:
             return
         self._thread = threading.Thread(
-            target=self._run, args=(on_step,), name="virtual-pyramid", daemon=True
+            target=self._run, name="virtual-pyramid", daemon=True
         )
         self._thread.start()
 
@@ -159,12 +160,12 @@ class VirtualPyramid:
             self._archive.close()
             self._archive = None
 
-    def _run(self, on_step: Callable[[Progress], None] | None) -> None:
+    def _run(self) -> None:
         work = self.build()
 
         def step(progress: Progress) -> None:
-            if on_step is not None:
-                on_step(progress)
+            for watcher in self._watchers:
+                watcher(progress)
             if self._stopped.is_set():
                 work.close()
 
