@@ -154,15 +154,15 @@ def fit(
     Raises:
         MsamilError: The loss is not a number; the message names the item.
     """
-    run = _Run(task, spec, folder, log)
+    run = TrainingRun(task, spec, folder, log)
     if resume and (folder / LAST).is_file():
         run.load()
     with stop_on_signal() as stopped:
         return run.go(stopped)
 
 
-class _Run:
-    """The loop with its optimiser and schedule."""
+class TrainingRun:
+    """The loop with its optimiser and schedule; `save` may be overridden."""
 
     def __init__(self, task: Task, spec: LoopSpec, folder: Path, log: RunLog) -> None:
         self.task, self.spec, self.folder, self.log = task, spec, folder, log
@@ -180,6 +180,7 @@ class _Run:
         self.total_steps = spec.epochs * self.epoch_steps
 
     def go(self, stopped: list[int]) -> FitResult:
+        """Train until the end, early stopping, or until `stopped` holds something."""
         reason = "finished"
         while self.at.epoch < self.spec.epochs:
             if not self._epoch(stopped):

@@ -13,6 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_msamil.errors import CohortError
+
 from .config import describe, section
 from .mhim_task import MhimSpec, MhimTask
 from .mil import (
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from .bag_dataset import BagDataset
     from .loop import FitResult
+    from .mhim_pictures import PictureAlbum
 
 PRETRAIN = "pretrain"
 
@@ -44,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="plain network trained on the same split (state or checkpoint); without it one is trained first",
+    )
+    parser.add_argument(
+        "--visualise",
+        nargs="+",
+        default=[],
+        metavar="SLIDE",
+        help="draw Figures 1 and 2 for these slides of the cohort",
     )
     parser.epilog = (
         "Settings (--set mhim.KEY=VALUE; those of the plain network: mil.KEY=VALUE):\n"
@@ -61,7 +71,11 @@ def run(args: argparse.Namespace) -> int:
     weights = pretrained_weights(work, plain, parts)
     if weights is None:
         return 130
-    task, result = train_student(work, spec, parts, weights)
+    task = student_task(work, spec, parts, weights)
+    album = _album(work, task, weights)
+    result = train_student(work, task, parts)
+    if album is not None and result.reason != "stopped":
+        album.finish(args.out / "pictures")
     finish_run(args.out, task.aggregator, parts, work.cohort, result)
     return 130 if result.reason == "stopped" else 0
 
@@ -99,20 +113,17 @@ def pretrained_weights(
     return read_weights(best if best.is_file() else folder / LAST)
 
 
-def train_student(
+def student_task(
     work: BagWork,
     spec: MhimSpec,
     parts: dict[str, BagDataset],
     weights: dict[str, Tensor],
-) -> tuple[MhimTask, FitResult]:
-    """The second stage."""
-    from .log import RunLog
-    from .loop import fit
+) -> MhimTask:
+    """Student and teacher of the second stage, ready to train."""
     from .state import seed_everything
 
-    args = work.args
     seed_everything(spec.seed)
-    task = MhimTask(
+    return MhimTask(
         work.model.aggregator,
         spec,
         parts["train"],
@@ -121,6 +132,34 @@ def train_student(
         weights,
         work.notes(),
     )
-    with RunLog(args.out, steps_of(spec, len(parts["train"])), title="mhim") as log:
+
+
+def train_student(
+    work: BagWork, task: MhimTask, parts: dict[str, BagDataset]
+) -> FitResult:
+    """The second stage."""
+    from .log import RunLog
+    from .loop import fit
+
+    args = work.args
+    steps = steps_of(task.settings, len(parts["train"]))
+    with RunLog(args.out, steps, title="mhim") as log:
         log_data(log, parts, args.pretrained)
-        return task, fit(task, spec, args.out, log, resume=args.resume)
+        return fit(task, task.settings, args.out, log, resume=args.resume)
+
+
+def _album(
+    work: BagWork, task: MhimTask, weights: dict[str, Tensor]
+) -> PictureAlbum | None:
+    if not work.args.visualise:
+        return None
+    from .mhim_pictures import PictureAlbum
+
+    wanted = set(work.args.visualise)
+    rows = [row for row in work.cohort.rows if row.slide_id in wanted]
+    missing = wanted - {row.slide_id for row in rows}
+    if missing:
+        raise CohortError(
+            f"No slide of {work.args.cohort} is called {', '.join(sorted(missing))}. Check --visualise."
+        )
+    return PictureAlbum(work.cohort, rows, work.args.bags, task, weights)

@@ -160,23 +160,21 @@ class MhimTask(MilTask):
 
     def mask(self, seen: MILOutput, visit: Visit) -> Tensor:
         """Which instances of the visited bag the student does not see: bool (N,)."""
+        return self.mask_of(seen, self.train, visit.item, visit)
+
+    def mask_of(
+        self, seen: MILOutput, bags: BagDataset, index: int, visit: Visit
+    ) -> Tensor:
+        """The same for a bag of any data set; the visit says which step and which draw."""
         attention = mining_scores(seen)
         seed = int(visit.rng(self.settings.seed).integers(2**62))
         generator = torch.Generator(attention.device).manual_seed(seed)
-        groups: list[Tensor] = []
-        if self.settings.per_scale:
-            scale = self.train.one(visit.item).scale[0]
-            groups = [
-                (scale == s).nonzero().squeeze(1)
-                for s, count in enumerate(self.train.scale_counts[visit.item])
-                if count
-            ]
         return select_masked(
             attention,
             self.ratios(self.step_of(visit)),
             generator,
             fusion=self.settings.fusion,
-            groups=groups,
+            groups=scale_groups(bags, index) if self.settings.per_scale else (),
         )
 
     def step_of(self, visit: Visit) -> int:
@@ -204,6 +202,13 @@ class MhimTask(MilTask):
         logits = predict(self.teacher, self.val)
         teacher = bag_figures(logits, self.val.labels.cpu(), prefix="teacher_")
         return {**super().validate(), **teacher}
+
+
+def scale_groups(bags: BagDataset, index: int) -> list[Tensor]:
+    """The instances of a bag parted by scale; empty scales are left out."""
+    scale = bags.one(index).scale[0]
+    counts = bags.scale_counts[index]
+    return [(scale == s).nonzero().squeeze(1) for s, n in enumerate(counts) if n]
 
 
 def mining_spec(spec: AggregatorSpec, layer: str) -> AggregatorSpec:

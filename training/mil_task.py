@@ -17,7 +17,7 @@ from .losses import bag_loss
 from .mil_figures import bag_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from napari_msamil.config import AggregatorSpec
     from napari_msamil.models.base import Aggregator
@@ -69,6 +69,9 @@ class MilTask:
         val: Validation bags, or None: then nothing is validated and the last state counts.
         classes: Class names.
         notes: Plain data kept in every state (what `publish` needs).
+
+    Attributes:
+        on_epoch: Called with each epoch that begins; None is nobody.
     """
 
     kind = "mil"
@@ -86,6 +89,7 @@ class MilTask:
         self.train, self.val = train, val
         self.classes = tuple(classes)
         self.notes = dict(notes or {})
+        self.on_epoch: Callable[[int], None] | None = None
         self.aggregator = build_aggregator(spec, len(self.classes))
         if settings.xavier:
             xavier_start(self.aggregator)
@@ -107,7 +111,9 @@ class MilTask:
         return self.train.label_list
 
     def start_epoch(self, epoch: int, visits: Sequence[Visit]) -> None:
-        """Nothing to read ahead: all bags are in memory."""
+        """Nothing to read ahead: all bags are in memory. `on_epoch` is told the epoch that begins."""
+        if self.on_epoch is not None:
+            self.on_epoch(epoch)
 
     def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
         """Forward and backward of all visits of a window, together where the method allows it."""

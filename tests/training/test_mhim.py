@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from napari_msamil.config import AggregatorSpec
 from napari_msamil.errors import CheckpointError, ConfigError
 from napari_msamil.models import build_aggregator
+from training.cli import main
 from training.config import model_config, read_recipe, section
 from training.log import RunLog, read_log
 from training.loop import Visit, fit
@@ -20,7 +21,7 @@ from training.mhim_task import MhimSpec, MhimTask, mining_spec, start_student
 from training.mil_task import MilSpec, MilTask
 from training.state import load_state
 
-from .test_mil import abmil, iaam, toy_set
+from .test_mil import abmil, iaam, toy_set, write_toy_cohort
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,3 +255,19 @@ def test_last_layer_is_refused_where_there_is_one_ranking() -> None:
         mining_spec(abmil(), "last")
     spec = AggregatorSpec(name="transmil", in_dim=4)
     assert mining_spec(spec, "last").args == {"mining_layer": 1}
+
+
+def test_pictures_are_drawn_for_chosen_slides(tmp_path: Path) -> None:
+    write_toy_cohort(tmp_path)
+    out = tmp_path / "run"
+    words = ["mhim", "--config", f"{tmp_path}/toy.toml", "--device", "cpu"]
+    words += ["--cohort", f"{tmp_path}/cohort.csv", "--bags", f"{tmp_path}/bags"]
+    assert main([*words, "-o", str(out), "--visualise", "s1", "s13"]) == 0
+    found = sorted(p.name for p in (out / "pictures").iterdir())
+    expected = ["s1.csv", "s13.csv", "s13_masked.png", "s13_progress.png"]
+    assert found == [*expected, "s1_masked.png", "s1_progress.png"]
+    table = (out / "pictures/s1.csv").read_text().splitlines()
+    assert table[0].startswith("scale,x,y,width,height,attention_plain")
+    attention = [float(line.split(",")[8]) for line in table[1:]]
+    assert sum(attention) == pytest.approx(1, abs=1e-4)
+    assert main([*words, "-o", str(out), "--visualise", "s99"]) == 1

@@ -15,7 +15,6 @@ from training.bags import StoredBag, save_bag
 from training.cli import main
 from training.log import RunLog, read_log
 from training.loop import Visit, fit
-from training.mil_figures import macro_auc, rank_auc
 from training.mil_task import (
     MilSpec,
     MilTask,
@@ -255,18 +254,6 @@ def test_weights_are_found_in_states_of_every_verb() -> None:
         "w": one
     }
     assert weights_of({"model": {"w": one}}, "s") == {"w": one}
-
-
-def test_auc_counts_ties_half_and_equals_scikit_learn(rng: object) -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    scores = torch.randint(0, 5, (40,), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(40) % 3 == 0
-    expected = metrics.roc_auc_score(labels.numpy(), scores.numpy())
-    assert rank_auc(scores.numpy(), labels.numpy()) == pytest.approx(expected)
-    probabilities = torch.softmax(torch.randn(40, 3), 1).double().numpy()
-    classes = (torch.arange(40) % 3).numpy()
-    expected = metrics.roc_auc_score(classes, probabilities, multi_class="ovr")
-    assert macro_auc(probabilities, classes) == pytest.approx(expected)
 
 
 def write_toy_cohort(folder: Path, suffix: str = ".pt") -> Path:

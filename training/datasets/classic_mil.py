@@ -16,7 +16,7 @@ import torch
 
 from napari_msamil.errors import CohortError
 
-from ..bags import StoredBag  # noqa: TID252  (relative inside training, so that both its names work)
+from ..bags import StoredBag
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class ClassicSet:
         varied = deviation > 1e-8
         scaled = (self.features - mean) / np.where(varied, deviation, 1.0)
         found = scaled[:, varied] if drop else scaled * varied
-        return found.astype(np.float32)
+        return np.asarray(found, np.float32)
 
     def bags(self, features: NDArray[np.float32]) -> list[StoredBag]:
         """The bags with given features (instances, D), as the trainers take them."""
