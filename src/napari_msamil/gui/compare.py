@@ -36,6 +36,7 @@ from napari_msamil.gui.worker import Runner
 from napari_msamil.overlay import attention_maps
 
 if TYPE_CHECKING:
+    from napari.qt import QtViewer
     from napari.viewer import Viewer
     from qtpy.QtGui import QCloseEvent
 
@@ -57,7 +58,7 @@ class CompareWidget(QWidget):
         self.viewer = napari_viewer
         self.session = session_of(napari_viewer)
         self.model = ViewerModel(title=COMPARE.right)
-        self.canvas = QtViewer(self.model)
+        self.canvas: QtViewer | None = QtViewer(self.model)
         self._link = CameraLink(napari_viewer, self.model)
         self._runner = Runner()
         self.result: SlideResult | None = None
@@ -231,5 +232,10 @@ class CompareWidget(QWidget):
     def closeEvent(self, event: QCloseEvent | None) -> None:
         """The dock is closed."""
         self.close_down()
-        self.canvas.close()
+        if self.canvas is not None:
+            # the canvas holds OpenGL memory and must not wait for this widget to be collected
+            self.canvas.close()
+            self.canvas.setParent(None)
+            self.canvas.deleteLater()
+            self.canvas = None
         super().closeEvent(event)

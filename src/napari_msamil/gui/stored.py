@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from napari_msamil.config import PatchSpec
+    from napari_msamil.masks import SlideMask
+    from napari_msamil.patches import PatchGrid
     from napari_msamil.result import SlideResult
     from napari_msamil.slide.base import SlideInfo
 
@@ -61,12 +63,42 @@ def _result(
     info: SlideInfo,
     spec: PatchSpec,
 ) -> SlideResult:
-    from napari_msamil.annotations import read_mask
-    from napari_msamil.masks import SlideMask
-    from napari_msamil.patches import PatchGrid, patch_sizes_px0
     from napari_msamil.result import SlideResult
 
-    mpp = float(document["slide"]["mpp"])
+    model = document["model"]
+    shares = [document["probabilities"][name] for name in model["classes"]]
+    queries = [name for name in (rows[0] if rows else {}) if name.startswith("query_")]
+    maps = [_column(rows, name) for name in queries]
+    return SlideResult(
+        info=info,
+        model_name=model["name"],
+        model_sha256=model["sha256"],
+        classes=tuple(model["classes"]),
+        logits=np.asarray(document["logits"], np.float32),
+        probabilities=np.asarray(shares, np.float32),
+        attention=_column(rows, "attention"),
+        grid=_grid(folder, float(document["slide"]["mpp"]), rows, info, spec),
+        mask=_mask(folder, document["mask"]["source"], info),
+        features=np.zeros((0, 0), np.float32),
+        valid=np.ones(len(rows), bool),
+        query_attention=np.stack(maps) if maps else None,
+        timings_s=dict(document["timings_s"]),
+        warnings=tuple(document["warnings"]),
+        partial=bool(document.get("partial", False)),
+        command=document["command"],
+        software=dict(document["software"]),
+    )
+
+
+def _grid(
+    folder: Path,
+    mpp: float,
+    rows: list[dict[str, str]],
+    info: SlideInfo,
+    spec: PatchSpec,
+) -> PatchGrid:
+    from napari_msamil.patches import PatchGrid, patch_sizes_px0
+
     codes = {scale.name: code for code, scale in enumerate(spec.scales)}
     unknown = {row["scale"] for row in rows} - set(codes)
     if unknown:
@@ -74,7 +106,7 @@ def _result(
             f"{folder} has patches of scale {', '.join(sorted(unknown))}, which the chosen model does not have. "
             "Choose the model that made it."
         )
-    grid = PatchGrid(
+    return PatchGrid(
         spec=spec,
         size_wh0=info.size_wh0,
         mpp=mpp,
@@ -83,33 +115,14 @@ def _result(
         scale=np.array([codes[r["scale"]] for r in rows], np.int8),
         lesion_fraction=_column(rows, "lesion_fraction"),
     )
+
+
+def _mask(folder: Path, source: str, info: SlideInfo) -> SlideMask:
+    from napari_msamil.annotations import read_mask
+    from napari_msamil.masks import SlideMask
+
     drawn = read_mask(folder / "mask.geojson", info.size_wh0)
-    mask = SlideMask(drawn.mask, info.size_wh0, MaskSource(document["mask"]["source"]))
-    queries = [name for name in (rows[0] if rows else {}) if name.startswith("query_")]
-    return SlideResult(
-        info=info,
-        model_name=document["model"]["name"],
-        model_sha256=document["model"]["sha256"],
-        classes=tuple(document["model"]["classes"]),
-        logits=np.asarray(document["logits"], np.float32),
-        probabilities=np.asarray(
-            [document["probabilities"][c] for c in document["model"]["classes"]],
-            np.float32,
-        ),
-        attention=_column(rows, "attention"),
-        grid=grid,
-        mask=mask,
-        features=np.zeros((0, 0), np.float32),
-        valid=np.ones(len(rows), bool),
-        query_attention=np.stack([_column(rows, q) for q in queries])
-        if queries
-        else None,
-        timings_s=dict(document["timings_s"]),
-        warnings=tuple(document["warnings"]),
-        partial=bool(document.get("partial", False)),
-        command=document["command"],
-        software=dict(document["software"]),
-    )
+    return SlideMask(drawn.mask, info.size_wh0, MaskSource(source))
 
 
 def _column(rows: list[dict[str, str]], name: str) -> np.ndarray:

@@ -167,6 +167,8 @@ class RUN:
     cancelled_empty = "cancelled before there was an answer"
     done = "done in {seconds:.1f} s"
     busy = "running"
+    worklist = "Worklist…"
+    compare = "Compare…"
 
 
 class RESULT:

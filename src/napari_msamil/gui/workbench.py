@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QKeySequence, QShortcut  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
+from napari_msamil.gui.buttons import button
 from napari_msamil.gui.classify_panel import ClassifyPanel
 from napari_msamil.gui.export_panel import ExportPanel
 from napari_msamil.gui.gallery_panel import GalleryPanel
@@ -16,8 +19,11 @@ from napari_msamil.gui.model_panel import ModelPanel
 from napari_msamil.gui.patches_panel import PatchesPanel
 from napari_msamil.gui.query_panel import QueryPanel
 from napari_msamil.gui.result_panel import ResultPanel
+from napari_msamil.gui.section import row
 from napari_msamil.gui.session import session_of
+from napari_msamil.gui.settings import PLUGIN
 from napari_msamil.gui.slide_panel import SlidePanel
+from napari_msamil.gui.strings import COMPARE, RUN, WORKLIST
 from napari_msamil.gui.trust_panel import TrustPanel
 from napari_msamil.gui.what_if_panel import WhatIfPanel
 
@@ -61,6 +67,7 @@ class WorkbenchWidget(QScrollArea):
         self.mhim_panel = MhimPanel(self.session, napari_viewer)
         self.export_panel = ExportPanel(self.session)
         self._fill()
+        self._add_shortcuts()
         if self.session.header is None:
             self.model_panel.choose(self.session.model_ref)
         self.viewer.canvas.overlays.scale_bar.visible = True
@@ -94,11 +101,36 @@ class WorkbenchWidget(QScrollArea):
             line.setFrameShape(QFrame.Shape.HLine)
             line.setStyleSheet("color: rgba(128, 128, 128, 90);")
             column.addWidget(line)
+        column.addLayout(
+            row(
+                button(
+                    RUN.worklist,
+                    WORKLIST.empty,
+                    partial(self._open_dock, WORKLIST.title),
+                ),
+                button(
+                    RUN.compare, COMPARE.tip, partial(self._open_dock, COMPARE.title)
+                ),
+            )
+        )
         column.addStretch(1)
         self.setWidget(inside)
         bar = self.verticalScrollBar()
         room = bar.sizeHint().width() if bar is not None else 0
         self.setMinimumWidth(max(p.minimum_width for p in self.panels) + room + 18)
+
+    def _add_shortcuts(self) -> None:
+        """Ctrl+Return runs, Esc cancels, wherever the focus is in the dock."""
+        for keys, act in (
+            ("Ctrl+Return", self.classify_panel.classify),
+            ("Esc", self.classify_panel.cancel),
+        ):
+            shortcut = QShortcut(QKeySequence(keys), self)
+            shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+            shortcut.activated.connect(act)
+
+    def _open_dock(self, name: str) -> None:
+        self.viewer.window.add_plugin_dock_widget(PLUGIN, name)
 
     def _show_sample(self) -> None:
         self.gallery_panel.show_sample()
