@@ -95,3 +95,25 @@ def test_heads_are_split_and_merged_back() -> None:
     assert heads.shape == (2, 4, 3, 2)
     assert heads[1, 2, 0].tolist() == x[1, 0, 4:6].tolist()
     assert torch.equal(merge_heads(heads), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("heads", "width", "dtype", "kernel"),
+    [
+        (8, 64, torch.bfloat16, SDPBackend.FLASH_ATTENTION),
+        (8, 64, torch.float32, SDPBackend.EFFICIENT_ATTENTION),
+        (1, 512, torch.float32, SDPBackend.EFFICIENT_ATTENTION),
+    ],
+)
+def test_a_fused_kernel_runs_on_cuda(
+    heads: int, width: int, dtype: torch.dtype, kernel: SDPBackend
+) -> None:
+    q, k = (torch.randn(1, heads, 777, 32, device="cuda", dtype=dtype) for _ in "qk")
+    v = torch.randn(1, heads, 777, width, device="cuda", dtype=dtype)
+    with sdpa_kernel(kernel):
+        out = low_rank_attention(q, k, v)
+    exact = reference_attention(q.double(), k.double(), v.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    assert (out.double() - exact).abs().max() < tolerance
