@@ -309,6 +309,16 @@ def test_smooth_edges_are_cut_in_the_middle(tmp_path: Path) -> None:
     assert found.sum(axis=1).tolist() == [int((ramp[0] >= 128).sum())] * 300
 
 
+def test_black_and_white_jpeg_of_digestpath(tmp_path: Path) -> None:
+    array = np.zeros((600, 800), dtype=np.uint8)
+    array[100:500, 200:600] = 253
+    path = tmp_path / "2018_64982_1-1_mask.jpg"
+    Image.fromarray(array).save(path, quality=60)
+    expected = np.zeros(SHAPE, dtype=bool)
+    expected[50:250, 100:300] = True
+    assert iou(area(path), expected) > 0.99
+
+
 def test_colours_of_ubc_ocean(tmp_path: Path) -> None:
     array = np.zeros((600, 800, 3), dtype=np.uint8)
     array[:200, :, 0] = 255

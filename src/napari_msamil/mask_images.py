@@ -29,6 +29,8 @@ OWN_SIDE = 2048
 _SQUARE = (1024, 1024)
 _WHITE = 128
 """Masks saved with smooth edges or as JPEG are cut here."""
+_NEARLY_WHITE, _MOST_CODES = 250, 64
+"""A picture with a level this bright, or with this many levels, is black and white with soft edges."""
 
 
 def read_mask_image(
@@ -127,7 +129,7 @@ def _grey_choice(path: Path, image: Any, label: str | None) -> Any:
         return lambda band: band == int(label)
     if len(codes) <= 1:
         return lambda band: band > 0
-    if codes.max() == 255:
+    if codes.max() >= _NEARLY_WHITE or len(codes) > _MOST_CODES:
         return lambda band: band >= _WHITE
     raise MaskError(
         f"{path.name} has several codes ({_listed(codes)}). Say which one is the lesion, for example label “1”."
