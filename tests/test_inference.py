@@ -1,0 +1,285 @@
+"""Encoding: a feature depends on its patch alone, not on batches, history or damage elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_msamil.checkpoint import LoadedModel, load_checkpoint
+from napari_msamil.device import choose_runtime
+from napari_msamil.encoding import (
+    PatchEncoder,
+    batch_places,
+    encoder_id,
+    in_places,
+)
+from napari_msamil.errors import RegionError
+from napari_msamil.feature_store import FeatureStore
+from napari_msamil.inference import FeatureBag, aggregate, encode_patches
+from napari_msamil.masks import MaskSource, SlideMask
+from napari_msamil.patch_reader import PatchBatch, read_patch
+from napari_msamil.patches import PatchGrid, make_grid
+from napari_msamil.progress import finish
+from napari_msamil.slide import open_slide
+from napari_msamil.slide.array_slide import ArraySlide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from napari_msamil.slide.base import Slide
+
+FP32 = choose_runtime("cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint: Path) -> LoadedModel:
+    return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture
+def slide(painted_svs: Path) -> Iterator[Slide]:
+    with open_slide(painted_svs) as opened:
+        yield opened
+
+
+def everything(slide: Slide, loaded: LoadedModel) -> PatchGrid:
+    mask = SlideMask(np.ones((8, 8), bool), slide.info.size_wh0, MaskSource.USER)
+    return make_grid(slide.info, loaded.config.patches, mask)
+
+
+def part_of(grid: PatchGrid, keep: NDArray[Any]) -> PatchGrid:
+    return dataclasses.replace(
+        grid,
+        coords_xy0=grid.coords_xy0[keep],
+        scale=grid.scale[keep],
+        lesion_fraction=grid.lesion_fraction[keep],
+    )
+
+
+def encode(
+    slide: Slide,
+    grid: PatchGrid,
+    loaded: LoadedModel,
+    store: FeatureStore | None = None,
+) -> FeatureBag:
+    return finish(encode_patches(slide, grid, loaded, FP32, store))
+
+
+def test_features_are_those_of_the_patches_one_by_one(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    bag = encode(slide, grid, loaded)
+    assert bag.valid.all()
+    for index in (0, len(grid) // 2, len(grid) - 1):
+        pixels = torch.from_numpy(read_patch(slide, grid, index).copy())
+        with torch.inference_mode():
+            alone = loaded.model.encoder(pixels.permute(2, 0, 1)[None])[0].numpy()
+        np.testing.assert_allclose(bag.features[index], alone, atol=2e-5)
+
+
+def test_features_do_not_depend_on_which_other_patches_are_there(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    whole = encode(slide, grid, loaded).features
+    for seed in range(3):
+        keep = np.flatnonzero(np.random.default_rng(seed).random(len(grid)) < 0.4)
+        part = encode(slide, part_of(grid, keep), loaded).features
+        np.testing.assert_array_equal(part, whole[keep])
+
+
+def test_a_stopped_run_resumes_to_the_identical_features(
+    slide: Slide, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    grid = everything(slide, loaded)
+    whole = encode(slide, grid, loaded).features
+    store = FeatureStore(tmp_path)
+    steps = encode_patches(slide, grid, loaded, FP32, store)
+    for _ in range(6):
+        next(steps)
+    steps.close()
+    resumed = encode_patches(slide, grid, loaded, FP32, store)
+    first = next(resumed)
+    assert 0 < first.done < len(grid)
+    np.testing.assert_array_equal(finish(resumed).features, whole)
+
+
+def test_cached_patches_are_neither_read_nor_encoded_again(
+    loaded: LoadedModel, slide: Slide, tmp_path: Path
+) -> None:
+    grid, store = everything(slide, loaded), FeatureStore(tmp_path)
+    first = encode(slide, grid, loaded, store)
+
+    class Unreadable(ArraySlide):
+        def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+            raise AssertionError("a cached patch was read")
+
+    blank = Unreadable(np.zeros((4, 4, 3), np.uint8), info=slide.info)
+    again = encode(blank, grid, loaded, store)
+    np.testing.assert_array_equal(again.features, first.features)
+
+
+def test_damaged_cache_entries_are_encoded_again(
+    slide: Slide, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    grid, store = everything(slide, loaded), FeatureStore(tmp_path)
+    first = encode(slide, grid, loaded, store)
+    for path in tmp_path.rglob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    again = encode(slide, grid, loaded, store)
+    np.testing.assert_array_equal(again.features, first.features)
+
+
+def test_unreadable_patches_are_marked_and_never_painted(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    whole = encode(slide, grid, loaded)
+    levels = [
+        slide.read_level(k, (0, 0), size)
+        for k, size in enumerate(slide.info.level_sizes_wh)
+    ]
+
+    class Damaged(ArraySlide):
+        def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+            if (level, column, row) == (0, 1, 1):
+                raise RegionError("bad tile")
+            return super().tile(level, column, row)
+
+    bag = encode(Damaged(levels, info=slide.info), grid, loaded)
+    assert set(np.flatnonzero(~bag.valid).tolist()) == set(bag.faults)
+    assert 0 < len(bag.faults) < len(grid)
+    assert not bag.features[~bag.valid].any()
+    np.testing.assert_array_equal(bag.features[bag.valid], whole.features[bag.valid])
+    output = aggregate(loaded, bag)
+    assert not output.attention[0][~torch.from_numpy(bag.valid)].any()
+    assert output.attention.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_slide_without_one_readable_patch_is_an_error(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    class Broken(ArraySlide):
+        def tile(self, level: int, column: int, row: int) -> NDArray[np.uint8]:
+            raise RegionError("every tile is bad")
+
+    broken = Broken(np.zeros((4, 4, 3), np.uint8), info=slide.info)
+    with pytest.raises(RegionError, match="every tile is bad"):
+        encode(broken, everything(slide, loaded), loaded)
+
+
+def test_invalid_patches_change_the_answer_like_leaving_them_out(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    bag = encode(slide, grid, loaded)
+    valid = np.random.default_rng(1).random(len(grid)) < 0.7
+    masked = dataclasses.replace(bag, valid=valid)
+    left = part_of(grid, np.flatnonzero(valid))
+    fewer = dataclasses.replace(
+        bag, grid=left, features=bag.features[valid], valid=np.ones(len(left), bool)
+    )
+    torch.testing.assert_close(
+        aggregate(loaded, masked).logits, aggregate(loaded, fewer).logits
+    )
+
+
+def test_running_out_of_memory_halves_the_batch_and_says_so(
+    loaded: LoadedModel,
+) -> None:
+    encoder = PatchEncoder(loaded, dataclasses.replace(FP32, batch_size=8))
+    real = encoder._call
+
+    def small(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return real(images)  # type: ignore[no-any-return]
+
+    encoder._call = small
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    features = encoder(pixels)
+    assert encoder.batch_size == 2
+    assert [n.split()[-4] for n in encoder.notices] == ["4", "2"]
+    expected = PatchEncoder(loaded, FP32)(pixels)
+    np.testing.assert_allclose(features, expected, atol=2e-5)
+
+
+def test_an_error_that_is_not_memory_is_not_hidden(loaded: LoadedModel) -> None:
+    encoder = PatchEncoder(loaded, FP32)
+
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("something else")
+
+    encoder._call = broken
+    with pytest.raises(RuntimeError, match="something else"):
+        encoder(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_the_encoder_id_follows_weights_precision_and_nothing_else(
+    tiny_checkpoint: Path,
+) -> None:
+    loaded = load_checkpoint(tiny_checkpoint)
+    name = encoder_id(loaded, FP32)
+    assert encoder_id(load_checkpoint(tiny_checkpoint), FP32) == name
+    with torch.no_grad():
+        next(iter(loaded.model.aggregator.parameters())).add_(1)
+    assert encoder_id(loaded, FP32) == name
+    assert encoder_id(loaded, choose_runtime("cpu", "bf16")) != name
+    assert encoder_id(loaded, FP32, compiled=True) != name
+    with torch.no_grad():
+        next(iter(loaded.model.encoder.parameters())).add_(1)
+    assert encoder_id(loaded, FP32) != name
+
+
+def test_bf16_gives_the_same_class_within_a_hundredth(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    exact = aggregate(loaded, encode(slide, grid, loaded)).logits
+    bag = finish(encode_patches(slide, grid, loaded, choose_runtime("cpu", "bf16")))
+    short = aggregate(loaded, bag).logits
+    assert exact.argmax() == short.argmax()
+    torch.testing.assert_close(exact.softmax(1), short.softmax(1), atol=0.01, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    places=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    sizes=st.lists(st.sampled_from([2, 3]), min_size=60, max_size=60),
+)
+def test_every_patch_goes_out_once_at_its_place(
+    places: list[int], sizes: list[int]
+) -> None:
+    def batches() -> Iterator[PatchBatch]:
+        for i in range(len(places)):
+            pixels = np.full((1, sizes[i], sizes[i], 3), i + 1, np.uint8)
+            yield PatchBatch(np.array([i]), pixels)
+
+    seen = []
+    for index, place, pixels in in_places(batches(), np.array(places), 4):
+        assert len(pixels) == 4
+        assert place.tolist() == [places[i] for i in index]
+        assert pixels[place][:, 0, 0, 0].tolist() == (index + 1).tolist()
+        assert pixels.any(axis=(1, 2, 3)).sum() == len(index)
+        seen += index.tolist()
+    assert sorted(seen) == list(range(len(places)))
+
+
+def test_places_are_balanced_over_a_compact_region(
+    slide: Slide, loaded: LoadedModel
+) -> None:
+    grid = everything(slide, loaded)
+    counts = np.bincount(batch_places(grid, 4), minlength=4)
+    assert counts.max() <= 1.1 * counts.mean() + 2
