@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from napari_msamil.errors import ConfigError
 from napari_msamil.models.iaam import IAAM, IAAMArgs, sinusoid
@@ -132,6 +135,32 @@ def test_received_attention_is_the_mean_column_of_the_low_rank_matrix() -> None:
         q, k = (t1 @ w.weight[3 * h : 3 * h + 3].T for w in (layer.query, layer.key))
         column = torch.softmax(q @ k.T / math.sqrt(3), dim=1).mean(0)
         torch.testing.assert_close(found[0, h], column, atol=1e-7, rtol=1e-7)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                self.numel = max(self.numel, t.numel())
+        return out
+
+
+def test_no_tensor_ever_grows_with_the_square_of_the_bag() -> None:
+    """512 instances in blocks of 16: N × N would be 262,144 numbers; the widest thing allowed is N × 64."""
+    torch.manual_seed(0)
+    model = IAAM(8, 2, IAAMArgs(heads=2, rank=2, mlp_dim=16)).train()
+    bag = torch.randn(1, 512, 8), torch.rand(1, 512, 2), torch.zeros(1, 512).long()
+    with LargestTensor() as seen:
+        model(*bag).logits.sum().backward()
+        model.received(*bag, block=16)
+    assert 512 * 16 <= seen.numel <= 512 * 64
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
