@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from .cohort import Cohort
 
 
+RESULT = "result.json"
+"""Written when a training has come to its end."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `msamil-train e2e`."""
     add_recipe_arguments(parser)
@@ -75,8 +79,12 @@ def run(args: argparse.Namespace) -> int:
     result = train(task, args.out, resume=args.resume)
     for name, reason in task.faults.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
-    print(json.dumps(asdict(result)))  # noqa: T201
-    return 130 if result.reason == "stopped" else 0
+    text = json.dumps(asdict(result))
+    print(text)  # noqa: T201
+    if result.reason == "stopped":
+        return 130
+    (args.out / RESULT).write_text(text + "\n", encoding="utf-8")
+    return 0
 
 
 def make_task(

@@ -8,6 +8,7 @@ per pixel and encoder id. Finished slides are skipped; a slide that fails is nam
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from .cohort import CohortRow
 
+SUMMARY = "extracted.json"
 INSTANCE_POSITIVE = 0.5
 """A patch counts as lesion, for instance labels, if the cohort's mask covers more than this share of it."""
 
@@ -78,8 +80,23 @@ def run(args: argparse.Namespace) -> int:
     for name, reason in failed.items():
         print(f"{name}: {reason}", file=sys.stderr)  # noqa: T201
     done = len(cohort) - len(failed)
+    _write_summary(args.out, args.model, spec, done, failed)
     print(f"{done} of {len(cohort)} slides have bags in {args.out}")  # noqa: T201
     return 1 if failed else 0
+
+
+def _write_summary(
+    folder: Path, model: str, spec: ExtractSpec, done: int, failed: dict[str, str]
+) -> None:
+    """Say beside the bags how they were made and which slides failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "model": model,
+        "settings": spec.model_dump(mode="json"),
+        "bags": done,
+        "failed": failed,
+    }
+    (folder / SUMMARY).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def extract_slide(

@@ -298,7 +298,7 @@ def test_the_command_writes_state_log_and_configuration(
     words += ["--device", "cpu", "--precision", "fp32"]
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["reason"] == "finished"
-    assert {"state.pt", "best.pt", "log.jsonl", "config.json"} <= {
+    assert {"state.pt", "best.pt", "log.jsonl", "config.json", "result.json"} <= {
         p.name for p in (tmp_path / "o").iterdir()
     }
     assert main(words) == 2
