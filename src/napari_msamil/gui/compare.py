@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from napari.components import ViewerModel
 from napari.layers import Layer
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QFileDialog,
     QLabel,
@@ -21,6 +22,7 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button, check, chooser
 from napari_msamil.gui.cameras import CameraLink
 from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
+from napari_msamil.gui.docking import move_beside
 from napari_msamil.gui.layers import (
     attention_layer,
     difference_layers,
@@ -82,7 +84,13 @@ class CompareWidget(QWidget):
         self._status = note(COMPARE.need_result)
         self._build()
         self._on_what()
+        QTimer.singleShot(0, self._settle)
         self.session.result_changed.connect(self._on_result)
+
+    def _settle(self) -> None:
+        """Once docked: beside the workbench, so that both canvases are tall."""
+        if self.canvas is not None:
+            move_beside(self)
 
     def _build(self) -> None:
         column = QVBoxLayout(self)

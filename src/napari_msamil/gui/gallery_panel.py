@@ -72,7 +72,8 @@ class GalleryPanel(Panel):
         self.strip.chosen.connect(self._on_chosen)
         self._sheet = button(GALLERY.sheet, GALLERY.sheet_tip, self._on_sheet)
         self._table = button(GALLERY.table, GALLERY.table_tip, self._on_table)
-        self._scale.setMinimumContentsLength(4)
+        self._rank.setMinimumContentsLength(15)
+        self._scale.setMinimumContentsLength(3)
         self.column.addLayout(row(self._rank, self._scale, self._count, stretch=0))
         self.column.addWidget(self.strip)
         self.column.addLayout(row(self._sheet, self._table))
@@ -120,7 +121,7 @@ class GalleryPanel(Panel):
             self._runner.cancel()
             self.strip.show_tiles([])
             drop_layers(self._viewer, "top")
-            self.sum_up(GALLERY.empty, State.EMPTY)
+            self.sum_up("", State.EMPTY)
             return
         self._offer_scales(self._grid)
         if not self.section.is_open:

@@ -80,4 +80,4 @@ def _stored(group: str) -> dict[str, Any]:
         found = getattr(get_plugin_settings(PLUGIN), group, None)
     except KeyError:
         return {}
-    return {} if found is None else dict(found.dict())
+    return {} if found is None else dict(found.model_dump())

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import napari.layers
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, Signal  # type: ignore[attr-defined]
 
 from napari_msamil.gui.layers import KEY
-from napari_msamil.gui.strings import SLIDE
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -19,10 +18,15 @@ if TYPE_CHECKING:
 
 LARGEST_LOCKED_PX = 50_000_000
 """A level locked in the layer controls is shown whole: 50 Mpx are 150 MB, level 0 of a slide is many GB."""
+TOO_LARGE = (
+    "Level {level} of this slide would be held in memory whole ({gb:.1f} GB), so it was not locked. "
+    "Zoom in instead: the finest level is shown where you look."
+)
 REFRESH_S = 1.0
+"""Seconds between two refreshes while the overview is made."""
 
 
-class Image(napari.layers.Image):
+class Image(napari.layers.Image):  # type: ignore[misc]
     """An image layer that refuses to show a whole level of a slide that does not fit memory.
 
     napari materialises a level before it tells anyone that it was locked, so the refusal sits in the setter. The name
@@ -32,14 +36,15 @@ class Image(napari.layers.Image):
     @property
     def locked_data_level(self) -> int | None:
         """The level shown whatever the zoom, or None."""
-        return super().locked_data_level
+        level: int | None = super().locked_data_level
+        return level
 
     @locked_data_level.setter
     def locked_data_level(self, level: int | None) -> None:
         if level is not None and 0 <= level < len(self.level_shapes):
             height, width = self.level_shapes[level][:2]
             if int(height) * int(width) > LARGEST_LOCKED_PX:
-                show_warning(SLIDE.level_too_large.format(level=level, gb=height * width * 3 / 1e9))
+                show_warning(TOO_LARGE.format(level=level, gb=height * width * 3 / 1e9))
                 self.events.locked_data_level()  # the drop-down shows the true state again
                 return
         napari.layers.Image.locked_data_level.fset(self, level)

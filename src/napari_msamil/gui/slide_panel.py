@@ -11,6 +11,7 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button
 from napari_msamil.gui.layers import KEY, placement
 from napari_msamil.gui.section import Panel, State, note, row
+from napari_msamil.gui.slide_care import look_after
 from napari_msamil.gui.strings import SLIDE, TITLE
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class SlidePanel(Panel):
     def _on_layers(self, event: object = None) -> None:
         """Slides came or went; a new one is taken at once if there was none."""
         layers = self.slide_layers()
+        for layer in layers:
+            look_after(layer)
         if self.session.layer is not None and self.session.layer not in layers:
             self.session.forget_layer(self.session.layer)
         self._combo.blockSignals(True)

@@ -267,9 +267,9 @@ class TRUST:
 class MHIM:
     """The MHIM view."""
 
-    none = "This model was not trained with MHIM; the view below shows what MHIM would mask."
+    none = "Not trained with MHIM; this shows what MHIM would mask."
     show = "Show MHIM layers"
-    tip = "Cyan: instance probability of the predicted class. Bright: attention. Grid in magenta: instances a teacher with this attention would mask. Line: the lesion outline."
+    tip = "Cyan: instance probability of the predicted class. Magenta: instances a teacher with this attention would mask. Line: lesion outline."
     high = "Mask the highest (%)"
     low = "Mask the lowest (%)"
     random = "Mask at random (%)"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button
 from napari_msamil.gui.command import results_folder
+from napari_msamil.gui.docking import move_to_bottom
 from napari_msamil.gui.section import note, row
 from napari_msamil.gui.session import session_of
 from napari_msamil.gui.settings import read_settings
@@ -101,7 +102,13 @@ class WorklistWidget(QWidget):
         )
         column.addWidget(self._bar)
         column.addWidget(self._status)
+        self.setMinimumHeight(260)
         self._follow()
+        QTimer.singleShot(0, self._settle)
+
+    def _settle(self) -> None:
+        """Once docked: below the canvas, where a table has room."""
+        move_to_bottom(self)
 
     def _make_table(self) -> QTableWidget:
         table = QTableWidget(0, len(WORKLIST.columns))
