@@ -162,6 +162,18 @@ class AggregatorTester:
         assert features.grad is not None
         assert features.grad.isfinite().all()
 
+    def test_gradients_are_right_in_float64(self) -> None:
+        model = self.build().double()
+        features, coords, scale = bag(9)
+        label = torch.tensor([1])
+
+        def loss(x: Tensor) -> Tensor:
+            out = model(x, coords.double(), scale, label=label)
+            return F.cross_entropy(out.logits, label) + sum((out.losses or {}).values())
+
+        leaf = features.double().requires_grad_()
+        assert torch.autograd.gradcheck(loss, (leaf,), fast_mode=True)
+
     def test_losses_appear_only_with_a_label(self) -> None:
         assert self.build()(*bag(9)).losses is None
 
