@@ -220,6 +220,7 @@ def main() -> int:
                         args.keep.mkdir(parents=True, exist_ok=True)
                         (args.keep / name).write_bytes((folder / name).read_bytes())
             done += len(kinds)
+            print(f"{done} files, {len(bad)} bad", file=sys.stderr, flush=True)
     report(table, bad, done, time.perf_counter() - began)
     return 1 if bad else 0
 

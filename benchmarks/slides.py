@@ -343,7 +343,7 @@ def measure(path: Path, name: str) -> dict[str, dict[str, float]]:
 
 
 def print_file(name: str, found: dict[str, dict[str, float]]) -> None:
-    print(f"\n{name}")
+    print(f"\n{name}", flush=True)
     columns = (
         "first_paint_s",
         "open_mb",
