@@ -57,7 +57,7 @@ FIXED = {
     "weight_decay": 1e-2,
     "patience": 0,
 }
-MEMBERS_AT_ONCE = 75
+MEMBERS_AT_ONCE = 30
 
 
 def main() -> int:
@@ -74,29 +74,39 @@ def main() -> int:
     for path in args.sets:
         data = read_classic_set(path)
         for method in args.methods:
-            start = time.perf_counter()
-            if method in STACKED:
-                row = nested(data, method, args.repeats, args.seeds)
-            else:
-                row = one_by_one(data, method, args.slow_repeats)
-            row |= {
-                "set": data.name,
-                "method": method,
-                "seconds": time.perf_counter() - start,
-            }
-            keep(args.out, row)
-            print(
-                json.dumps({k: v for k, v in row.items() if k != "folds"}),
-                file=sys.stderr,
-                flush=True,
-            )
-    print(table(json.loads(args.out.read_text())))
+            repeats = args.repeats if method in STACKED else args.slow_repeats
+            for repeat in range(repeats):
+                run_repeat(data, method, repeat, args)
+    print(table(read_rows(args.out)))
     return 0
 
 
-def nested(data: ClassicSet, method: str, repeats: int, seeds: int) -> dict:
+def run_repeat(
+    data: ClassicSet, method: str, repeat: int, args: argparse.Namespace
+) -> None:
+    """The ten folds of one repeat, unless the result file has them."""
+    key = {"set": data.name, "method": method, "repeat": repeat}
+    if any(key.items() <= row.items() for row in read_rows(args.out)):
+        return
+    start = time.perf_counter()
+    if method in STACKED:
+        row = nested(data, method, repeat, args.seeds)
+    else:
+        row = one_by_one(data, method, repeat)
+    row = key | row | {"seconds": round(time.perf_counter() - start, 1)}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps([*read_rows(args.out), row], indent=1))
+    print(json.dumps(row), file=sys.stderr, flush=True)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Finished repeats."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def nested(data: ClassicSet, method: str, repeat: int, seeds: int) -> dict:
     """Accuracy per test fold with settings chosen on the other folds."""
-    outer = [(r, k) for r in range(repeats) for k in range(10)]
+    outer = [(repeat, k) for k in range(10)]
     inner = [split for r, k in outer for split in inner_splits(data.folds[r], k)]
     score, loss = [], []
     for settings, dropout in GRID:
@@ -130,7 +140,7 @@ def nested(data: ClassicSet, method: str, repeats: int, seeds: int) -> dict:
         )
         for c in set(best.tolist())
     }
-    return summary(accuracy) | {"chosen": chosen, "seeds": seeds}
+    return {"folds": accuracy.tolist(), "chosen": chosen, "seeds": seeds}
 
 
 def inner_splits(folds: np.ndarray, test: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -190,52 +200,30 @@ def judge(
     return (right & mask).sum(1) / count, (-np.log(true + 1e-9) * mask).sum(1) / count
 
 
-def one_by_one(data: ClassicSet, method: str, repeats: int) -> dict:
+def one_by_one(data: ClassicSet, method: str, repeat: int) -> dict:
     """Accuracy per test fold with the fixed settings, through the ordinary training tasks."""
     name, args = SINGLE[method]
     accuracy = []
-    for r in range(repeats):
-        for k in range(10):
-            train = data.folds[r] != k
-            bags = data.bags(data.standardised(train))
-            parts = [
-                BagDataset([bags[i] for i in rows], data.labels[rows].tolist())
-                for rows in (np.flatnonzero(train), np.flatnonzero(~train))
-            ]
-            torch.manual_seed(r)
-            spec = AggregatorSpec(name=name, in_dim=parts[0].dim, args=args)
-            task = MilTask(spec, MilSpec(**FIXED), parts[0], None, ("0", "1"))
-            fit_in_memory(task, task.settings)
-            if method.startswith("mhim-"):
-                weights = task.aggregator.state_dict()
-                mask = {"high": 0.1, "random": 0.2, "momentum": 0.99, "alpha": 0.1}
-                task = MhimTask(
-                    spec, MhimSpec(**FIXED, **mask), parts[0], None, ("0", "1"), weights
-                )
-                fit_in_memory(task, task.settings)
-            right = predict(task.aggregator, parts[1]).argmax(1) == parts[1].labels
-            accuracy.append(float(right.float().mean()))
-    return summary(np.asarray(accuracy))
-
-
-def summary(accuracy: np.ndarray) -> dict:
-    """Mean, standard deviation over folds, and all folds."""
-    repeats = accuracy.reshape(-1, 10).mean(1)
-    return {
-        "accuracy": float(accuracy.mean()),
-        "sd_folds": float(accuracy.std(ddof=1)),
-        "sd_repeats": float(repeats.std(ddof=1)) if len(repeats) > 1 else None,
-        "n_folds": len(accuracy),
-        "folds": accuracy.round(4).tolist(),
-    }
-
-
-def keep(path: Path, row: dict) -> None:
-    """Put a row into the result file, in place of an older one."""
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    rows = [r for r in rows if (r["set"], r["method"]) != (row["set"], row["method"])]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*rows, row], indent=1))
+    for k in range(10):
+        train = data.folds[repeat] != k
+        bags = data.bags(data.standardised(train))
+        parts = [
+            BagDataset([bags[i] for i in rows], data.labels[rows].tolist())
+            for rows in (np.flatnonzero(train), np.flatnonzero(~train))
+        ]
+        torch.manual_seed(repeat)
+        spec = AggregatorSpec(name=name, in_dim=parts[0].dim, args=args)
+        task = MilTask(spec, MilSpec(**FIXED), parts[0], None, ("0", "1"))
+        fit_in_memory(task, task.settings)
+        if method.startswith("mhim-"):
+            weights = task.aggregator.state_dict()
+            mask = {"high": 0.1, "random": 0.2, "momentum": 0.99, "alpha": 0.1}
+            settings = MhimSpec(**FIXED, **mask)
+            task = MhimTask(spec, settings, parts[0], None, ("0", "1"), weights)
+            fit_in_memory(task, settings)
+        right = predict(task.aggregator, parts[1]).argmax(1) == parts[1].labels
+        accuracy.append(float(right.float().mean()))
+    return {"folds": accuracy}
 
 
 def table(rows: list[dict]) -> str:
@@ -250,12 +238,11 @@ def table(rows: list[dict]) -> str:
     for method in [*STACKED, *SINGLE]:
         cells = []
         for name in sets:
-            row = next(
-                (r for r in rows if (r["set"], r["method"]) == (name, method)), None
-            )
+            own = [r for r in rows if (r["set"], r["method"]) == (name, method)]
+            folds = np.concatenate([r["folds"] for r in own]) if own else np.zeros(0)
             cells.append(
-                f"{row['accuracy']:.3f} ± {row['sd_folds']:.3f} (n={row['n_folds']})"
-                if row
+                f"{folds.mean():.3f} ± {folds.std(ddof=1):.3f} (n={len(folds)})"
+                if own
                 else "–"
             )
         if set(cells) != {"–"}:

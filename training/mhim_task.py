@@ -149,7 +149,7 @@ class MhimTask(MilTask):
             settings.student_temperature,
         )
         torch.autograd.backward(loss * visit.weight)
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def look(self, batch: BagBatch) -> MILOutput:

@@ -153,7 +153,7 @@ class MilTask:
             loss = self.objective(output, batch)
             torch.autograd.backward(loss * (weight * len(places)))
             for i in places:
-                losses[i] = float(loss)
+                losses[i] = float(loss.detach())
         return losses
 
     @property
@@ -169,7 +169,7 @@ class MilTask:
         )
         loss = self.objective(output, batch)
         torch.autograd.backward(loss * visit.weight)
-        return float(loss)
+        return float(loss.detach())
 
     def objective(self, output: MILOutput, batch: BagBatch) -> Tensor:
         """The method's whole loss: that of the bag, and its own (already weighted by the method)."""

@@ -1,0 +1,156 @@
+"""Classic bags, digit bags, and many small networks trained at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from napari_msamil.config import AggregatorSpec
+from napari_msamil.errors import CohortError
+from napari_msamil.models import build_aggregator
+from training.datasets.classic_mil import ClassicSet, read_classic_set
+from training.fold_ensemble import EnsembleSettings, FoldEnsemble, length_groups
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETS = {
+    "musk1": (92, 47, 476, 166),
+    "elephant": (200, 100, 1391, 230),
+    "fox": (200, 100, 1320, 230),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_sets_have_the_published_counts_and_folds(
+    shared_data: Path, name: str
+) -> None:
+    data = read_classic_set(shared_data / f"mil/{name}.npz")
+    bags, positive, instances, dim = SETS[name]
+    assert (len(data), int(data.labels.sum())) == (bags, positive)
+    assert data.features.shape == (instances, dim)
+    assert data.folds.shape == (5, bags)
+    for repeat in data.folds:
+        assert set(repeat.tolist()) == set(range(10))
+        assert np.bincount(repeat).min() >= 9
+
+
+def toy() -> ClassicSet:
+    rng = np.random.default_rng(0)
+    features = rng.normal(3, 5, (11, 4)).astype(np.float32)
+    features[:, 2] = 7
+    bag_id = np.array([0, 0, 1, 2, 2, 2, 3, 3, 4, 4, 4])
+    return ClassicSet(
+        "toy", features, bag_id, np.array([1, 0, 1, 0, 0]), np.arange(5)[None]
+    )
+
+
+def test_standardisation_knows_training_bags_only() -> None:
+    data = toy()
+    train = np.array([True, True, False, True, False])
+    scaled = data.standardised(train)
+    rows = train[data.bag_id]
+    assert scaled.shape == (11, 3)
+    np.testing.assert_allclose(scaled[rows].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(scaled[rows].std(0), 1, atol=1e-5)
+    changed = ClassicSet(
+        "t", data.features.copy(), data.bag_id, data.labels, data.folds
+    )
+    changed.features[~rows] += 100
+    np.testing.assert_array_equal(changed.standardised(train)[rows], scaled[rows])
+    whole = data.standardised(train, drop=False)
+    assert (whole[:, 2] == 0).all()
+    np.testing.assert_array_equal(whole[:, [0, 1, 3]], scaled)
+
+
+def test_bags_keep_their_instances() -> None:
+    data = toy()
+    bags = data.bags(data.features)
+    assert [len(b) for b in bags] == [2, 1, 3, 2, 3]
+    np.testing.assert_array_equal(bags[2].features.numpy(), data.features[3:6])
+
+
+def test_broken_files_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(CohortError, match="no bag file"):
+        read_classic_set(tmp_path / "x.npz")
+    np.savez(tmp_path / "a.npz", X=np.ones((2, 2)))
+    with pytest.raises(CohortError, match="no array bag_id"):
+        read_classic_set(tmp_path / "a.npz")
+    np.savez(
+        tmp_path / "b.npz",
+        X=np.ones((2, 2)),
+        bag_id=[1, 0],
+        bag_label=[0, 1],
+        folds=[[0, 1]],
+    )
+    with pytest.raises(CohortError, match="ascending order"):
+        read_classic_set(tmp_path / "b.npz")
+
+
+def test_groups_hold_every_instance_once() -> None:
+    lengths = [2, 1, 3, 2, 3]
+    groups = length_groups(lengths)
+    assert [rows.shape for _, rows in groups] == [(1, 1), (2, 2), (2, 3)]
+    assert sorted(i for _, rows in groups for i in rows.flatten().tolist()) == list(
+        range(11)
+    )
+    bags = {
+        b: rows[i].tolist() for ids, rows in groups for i, b in enumerate(ids.tolist())
+    }
+    assert bags[2] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("method", ["abmil", "dsmil"])
+def test_a_member_takes_the_steps_it_would_take_alone(method: str) -> None:
+    data = toy()
+    args = {"hidden": 6, "dropout": 0.0}
+    spec = AggregatorSpec(name=method, in_dim=4, args=args)
+    train = torch.tensor(
+        [[True, True, False, True, True], [True, False, True, True, True]]
+    )
+    features = torch.as_tensor(
+        np.stack([data.standardised(t.numpy(), drop=False) for t in train])
+    )
+    lengths = np.bincount(data.bag_id).tolist()
+    labels = torch.as_tensor(data.labels)
+    ensemble = FoldEnsemble(spec, 2, features, lengths, labels, train, seed=3)
+    torch.manual_seed(3)
+    networks = [build_aggregator(spec, 2) for _ in range(2)]
+    settings = EnsembleSettings(1e-2, 1e-2, 1.0, (1, 4))
+    found = ensemble.fit(settings)[4]
+    for member, network in enumerate(networks):
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
+        bags = features[member].split(lengths)
+        for _ in range(4):
+            terms = []
+            for b in train[member].nonzero().flatten().tolist():
+                output = network(bags[b][None])
+                loss = functional.cross_entropy(output.logits, labels[b, None])
+                if method == "dsmil":
+                    best = output.instance_logits.amax(1)
+                    loss = (loss + functional.cross_entropy(best, labels[b, None])) / 2
+                terms.append(loss)
+            optimizer.zero_grad()
+            torch.autograd.backward(torch.stack(terms).mean())
+            optimizer.step()
+        alone = torch.cat([network(bag[None]).logits.softmax(-1) for bag in bags])
+        torch.testing.assert_close(found[member], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_digit_bags_know_their_positive_instances() -> None:
+    pytest.importorskip("sklearn")
+    from training.datasets.digits import DigitBagSpec, digit_parts
+
+    spec = DigitBagSpec(size=30, spread=5, positives=0.1)
+    parts = digit_parts(spec, seed=1, bags=(6, 4, 4))
+    for data, bags in parts:
+        for label, bag in zip(data.label_list, bags, strict=True):
+            assert bag.instance_labels is not None
+            count = int(bag.instance_labels.sum())
+            assert count == (max(round(len(bag) * 0.1), 1) if label else 0)
+    again = digit_parts(spec, seed=1, bags=(6, 4, 4))
+    assert torch.equal(parts[2][0].features, again[2][0].features)
