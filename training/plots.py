@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from .intervals import Interval
     from .prediction_table import Predictions
@@ -105,6 +106,17 @@ def curve_plot(
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
+
+
+def histogram_plot(
+    values: Sequence[float] | NDArray[np.float64], xlabel: str, ylabel: str
+) -> Figure:
+    """How often which value occurs."""
+    figure, axes = _figure(5, 3.2)
+    axes.hist(values, bins=20)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     return figure
 
 
