@@ -127,10 +127,13 @@ class TileArchive:
                 self._part.unlink(missing_ok=True)
 
     def _check(self) -> None:
-        found = json.loads(self._zip.read(INDEX))
-        if found != {"stamp": self._stamp}:
-            self._zip.close()
-            raise ValueError("it was made from another slide")
+        try:
+            found = json.loads(self._zip.read(INDEX))
+            if found != {"stamp": self._stamp}:
+                raise ValueError("it was made from another slide")
+        except DAMAGED:
+            self._zip.close()  # Windows could not replace it otherwise
+            raise
 
 
 def prune(folder: Path, max_bytes: int) -> None:
