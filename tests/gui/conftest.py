@@ -97,7 +97,7 @@ def bench(
     from napari_msamil.gui.app import show_slide
 
     real = make_napari_viewer(show=True)
-    real.window._qt_window.resize(1300, 900)
+    real.window._qt_window.resize(1100, 750)
     _, widget = real.window.add_plugin_dock_widget("napari-msamil", "MSA-MIL workbench")
     widget.session.set_model(str(tiny_checkpoint))
     show_slide(real, painted_svs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,6 @@ from napari_msamil.gui.explain import (
     trust_steps,
     what_if_steps,
 )
-from napari_msamil.gui.session import without_features
 from napari_msamil.progress import finish
 
 pytestmark = pytest.mark.gui
@@ -68,7 +69,9 @@ def test_what_if_refuses_a_region_without_patches_or_with_all(loaded, answered):
 def test_an_answer_without_features_asks_to_classify_again(loaded, answered):
     with pytest.raises(MsamilError, match="classify again"):
         answer_for(
-            loaded, without_features(answered), np.ones(len(answered.grid), bool)
+            loaded,
+            replace(answered, features=answered.features[:0]),
+            np.ones(len(answered.grid), bool),
         )
 
 
@@ -134,8 +137,6 @@ def test_mhim_view_masks_what_training_masks():
 
 
 def test_instance_probability_is_that_of_the_predicted_class(answered):
-    from dataclasses import replace
-
     assert instance_probability(replace(answered, instance_logits=None)) is None
     logits = np.zeros((len(answered.grid), 3), np.float32)
     logits[:, int(np.argmax(answered.probabilities))] = np.log(2)

@@ -234,7 +234,9 @@ class ClassifyPanel(Panel):
             self._timer.start()
 
     def _finding(self) -> bool:
-        return self.runner.running and self.session.result is None
+        """Whether the running job has just found the mask itself, so that this is no edit."""
+        asked = self._asked
+        return self.runner.running and asked is not None and asked.mask is None
 
     def _on_auto(self) -> None:
         if self.session.stale and self.session.mask is not None:

@@ -6,7 +6,7 @@ owns the slide handle of its viewer's slide layer and closes it when that layer 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -231,8 +231,3 @@ def session_of(viewer: ViewerModel) -> Session:
     if viewer not in _SESSIONS:
         _SESSIONS[viewer] = Session()
     return _SESSIONS[viewer]
-
-
-def without_features(result: SlideResult) -> SlideResult:
-    """The same answer without features, for lists that keep many."""
-    return replace(result, features=result.features[:0])

@@ -49,8 +49,7 @@ class Settings:
         """The feature cache."""
         from napari_msamil.feature_store import FeatureStore
 
-        folder = Path(self.cache_folder) / "features" if self.cache_folder else None
-        return FeatureStore(folder, int(self.cache_gb * 1024**3))
+        return FeatureStore(max_bytes=int(self.cache_gb * 1024**3))
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints in the models folder."""
@@ -61,12 +60,14 @@ class Settings:
 
 
 def read_settings() -> Settings:
-    """Read Preferences now; offline takes effect for this process at once."""
+    """Read Preferences now; offline and the cache folder take effect for this process at once."""
     values = _stored("compute") | _stored("files")
     known = {k: v for k, v in values.items() if k in Settings.__dataclass_fields__}
     settings = Settings(**known)
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if settings.cache_folder:
+        os.environ["MSAMIL_CACHE"] = settings.cache_folder
     return settings
 
 

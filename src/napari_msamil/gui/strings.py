@@ -76,7 +76,6 @@ class MODEL:
     line = "{count} classes: {classes}"
     scales = "Scales: {scales}"
     no_segmenter = "No lesion segmenter inside: the tissue mask is used instead."
-    demo_note = "Trained on synthetic data. Not for diagnosis."
     selftest = "Run self-test"
     selftest_running = "Running the self-test …"
     selftest_ok = "Self-test passed: largest difference of a recorded logit {diff:.1e}."
@@ -223,9 +222,7 @@ class GALLERY:
     table_tip = "Open napari's sortable table of the top patches; selecting a row selects the point"
     fly_tip = "Click a patch to fly there"
     triplet = "Click the slide to see that place at every scale"
-    place = "This place, as the model sees it"
     reading = "reading …"
-    empty = "nothing to show yet"
     caption = "{scale}  {attention:.2%}"
     caption_plain = "{scale}  lesion {lesion:.0%}"
     not_selected = "{scale}  not used"
@@ -287,7 +284,6 @@ class EXPORT:
     report = "HTML report…"
     picture = "Overview PNG…"
     written = "Wrote {path}"
-    command = "Copy as command"
 
 
 class WORKLIST:
@@ -324,12 +320,10 @@ class COMPARE:
     """The compare dock."""
 
     title = "MSA-MIL compare"
-    left = "A (main window)"
     right = "B (here)"
     what = "Compare with"
     other_model = "another model"
     other_mask = "another mask"
-    current = "Take the current answer as A"
     run = "Make B"
     choose = "Choose…"
     linked = "Link the cameras"
