@@ -27,6 +27,7 @@ from training.memory_fit import fit_in_memory
 from training.mhim_task import MhimSpec, MhimTask
 from training.mil_task import MilSpec, MilTask, predict
 
+Grid = tuple[tuple[EnsembleSettings, float], ...]
 LITERATURE = {"musk1": 0.892, "elephant": 0.868, "fox": 0.615}
 """AB-MIL without gate, accuracy (Ilse et al. 2018, Table 1)."""
 STACKED = {
@@ -34,10 +35,13 @@ STACKED = {
     "abmil-gated": ("abmil", {"hidden": 64, "attention_dim": 32, "gated": True}),
     "dsmil": ("dsmil", {"hidden": 64, "query_dim": 32}),
 }
-GRID = (
-    (EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
-    (EnsembleSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
-)
+GRIDS = {
+    "small": ((EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),),
+    "large": (
+        (EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
+        (EnsembleSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
+    ),
+}
 """Settings of AdamW and the dropout that goes with them; the number of steps is tuned too."""
 SINGLE = {
     "clam_sb": ("clam_sb", {"hidden": 64, "attention_dim": 32, "k": 2}),
@@ -68,35 +72,43 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slow-repeats", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid", choices=GRIDS, default="small")
+    parser.add_argument(
+        "--new", type=int, default=0, help="stop after so many new repeats; 0 is all"
+    )
     parser.add_argument("-o", "--out", type=Path, default=Path("classic_mil.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    done = 0
     for path in args.sets:
         data = read_classic_set(path)
         for method in args.methods:
             repeats = args.repeats if method in STACKED else args.slow_repeats
             for repeat in range(repeats):
-                run_repeat(data, method, repeat, args)
+                done += run_repeat(data, method, repeat, args)
+                if args.new and done >= args.new:
+                    return 0
     print(table(read_rows(args.out)))
     return 0
 
 
 def run_repeat(
     data: ClassicSet, method: str, repeat: int, args: argparse.Namespace
-) -> None:
-    """The ten folds of one repeat, unless the result file has them."""
+) -> int:
+    """The ten folds of one repeat, unless the result file has them; how many repeats were new."""
     key = {"set": data.name, "method": method, "repeat": repeat}
     if any(key.items() <= row.items() for row in read_rows(args.out)):
-        return
+        return 0
     start = time.perf_counter()
     if method in STACKED:
-        row = nested(data, method, repeat, args.seeds)
+        row = nested(data, method, repeat, args.seeds, GRIDS[args.grid])
     else:
         row = one_by_one(data, method, repeat)
     row = key | row | {"seconds": round(time.perf_counter() - start, 1)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps([*read_rows(args.out), row], indent=1))
     print(json.dumps(row), file=sys.stderr, flush=True)
+    return 1
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -104,12 +116,12 @@ def read_rows(path: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
-def nested(data: ClassicSet, method: str, repeat: int, seeds: int) -> dict:
+def nested(data: ClassicSet, method: str, repeat: int, seeds: int, grid: Grid) -> dict:
     """Accuracy per test fold with settings chosen on the other folds."""
     outer = [(repeat, k) for k in range(10)]
     inner = [split for r, k in outer for split in inner_splits(data.folds[r], k)]
     score, loss = [], []
-    for settings, dropout in GRID:
+    for settings, dropout in grid:
         found = run_members(
             data, method, settings, dropout, [t for t, _ in inner], seed=1
         )
@@ -118,13 +130,13 @@ def nested(data: ClassicSet, method: str, repeat: int, seeds: int) -> dict:
         loss.append([b.reshape(len(outer), 3).mean(1) for _, b in judged])
     rank = np.asarray(score) - 1e-3 * np.asarray(loss)
     best = rank.reshape(-1, len(outer)).argmax(0)
-    steps = len(GRID[0][0].checkpoints)
+    steps = len(grid[0][0].checkpoints)
     accuracy = np.zeros(len(outer))
-    for choice in range(len(GRID) * steps):
+    for choice in range(len(grid) * steps):
         folds = [outer[i] for i in np.flatnonzero(best == choice)]
         if not folds:
             continue
-        settings, dropout = GRID[choice // steps]
+        settings, dropout = grid[choice // steps]
         stop = settings.checkpoints[choice % steps]
         ending = EnsembleSettings(
             settings.lr, settings.weight_decay, settings.bag_share, (stop,)
@@ -135,7 +147,7 @@ def nested(data: ClassicSet, method: str, repeat: int, seeds: int) -> dict:
         test = [data.folds[r] == k for r, k in folds]
         accuracy[best == choice] = judge(data, p, test)[0]
     chosen = {
-        f"{GRID[c // steps][0].lr}/{GRID[c // steps][0].checkpoints[c % steps]}": int(
+        f"{grid[c // steps][0].lr}/{grid[c // steps][0].checkpoints[c % steps]}": int(
             (best == c).sum()
         )
         for c in set(best.tolist())

@@ -85,9 +85,8 @@ def one(method: str, share: float, seed: int, args: argparse.Namespace) -> dict:
     draw = DigitBagSpec(
         positives=share, size=args.size, spread=args.size // 5, noise=args.noise
     )
-    (train, _), (val, _), (test, bags) = digit_parts(draw, seed)
-    truth = tuple(b.instance_labels for b in bags if b.instance_labels is not None)
-    parts = BagParts(train, val, test, truth)
+    train, val, test = digit_parts(draw, seed)
+    parts = BagParts(train, val, test)
     spec = AggregatorSpec(name=method, in_dim=train.dim, args=METHODS[method])
     plain = train_plain(spec, MilSpec(**LOOP, seed=seed, xavier=True), parts)
     mask = MhimSpec(**LOOP, **MASK[method], seed=seed, momentum=MOMENTUM)

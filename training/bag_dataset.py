@@ -92,6 +92,9 @@ class BagDataset:
         device: Where they live; all of them, for an epoch should cost milliseconds per slide.
         names: Name of each slide; that of the bag where absent.
 
+    Attributes:
+        truth: Per bag whether each instance is positive (bool, on the CPU); empty where it is not known.
+
     Raises:
         StoreError: There are no bags, they do not fit together, or one has no valid instance.
     """
@@ -119,6 +122,7 @@ class BagDataset:
             for b, k in zip(bags, keep, strict=True)
         )
         self.encoder_id = bags[0].encoder_id
+        self.truth = _truth(bags, keep)
 
     @classmethod
     def from_files(
@@ -181,6 +185,12 @@ class BagDataset:
 
 def _join(parts: Sequence[Tensor], keep: Sequence[Tensor]) -> Tensor:
     return torch.cat([p[k] for p, k in zip(parts, keep, strict=True)])
+
+
+def _truth(bags: Sequence[StoredBag], keep: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    found = [b.instance_labels for b in bags]
+    known = [t[k] > 0 for t, k in zip(found, keep, strict=True) if t is not None]
+    return tuple(known) if len(known) == len(bags) else ()
 
 
 def _check(bags: Sequence[StoredBag], labels: Sequence[int]) -> None:

@@ -16,8 +16,6 @@ from .mil_task import MilTask, predict
 from .state import seed_everything
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from napari_msamil.config import AggregatorSpec
@@ -34,14 +32,12 @@ class BagParts:
 
     Attributes:
         train, val, test: Data sets.
-        truth: Of each test bag, whether each instance is positive (bool), or empty where it is not known.
         classes: Class names.
     """
 
     train: BagDataset
     val: BagDataset
     test: BagDataset
-    truth: tuple[Tensor, ...] = ()
     classes: tuple[str, ...] = ("negative", "positive")
 
 
@@ -102,8 +98,8 @@ def train_mhim(
 def _finish(task: MilTask, aggregator: Aggregator, parts: BagParts) -> Outcome:
     fitted = fit_in_memory(task, task.settings)
     figures = bag_figures(predict(aggregator, parts.test), parts.test.labels.cpu())
-    if parts.truth:
-        figures["instance_auc"] = instance_auc(aggregator, parts.test, parts.truth)
+    if parts.test.truth:
+        figures["instance_auc"] = instance_auc(aggregator, parts.test)
     weights = {k: v.detach().clone() for k, v in aggregator.state_dict().items()}
     return Outcome(
         figures, weights, fitted.result.epochs, fitted.result.seconds, fitted.curve
@@ -111,16 +107,14 @@ def _finish(task: MilTask, aggregator: Aggregator, parts: BagParts) -> Outcome:
 
 
 @torch.no_grad()
-def instance_auc(
-    aggregator: Aggregator, bags: BagDataset, truth: Sequence[Tensor]
-) -> float:
+def instance_auc(aggregator: Aggregator, bags: BagDataset) -> float:
     """How well attention finds the positive instances: AUC inside each bag that has both kinds, averaged."""
     aggregator.eval()
     found = []
-    for index, positive in enumerate(truth):
+    for index, positive in enumerate(bags.truth):
         if 0 < int(positive.sum()) < len(positive):
             bag = bags.one(index)
             output = aggregator(bag.features, bag.coords, bag.scale)
             scores = output.attention[0].float().cpu().numpy()
-            found.append(binary_auc(scores, positive.bool().numpy()))
+            found.append(binary_auc(scores, positive.numpy()))
     return float(np.mean(found)) if found else float("nan")

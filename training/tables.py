@@ -58,7 +58,8 @@ TABLES: dict[str, tuple[str, str, str]] = {
     ),
     **MHIM_TABLES,
 }
-"""Name → module of this package, function `(TableWork) -> TableResult`, what it is. Other modules may add theirs."""
+"""Name → module of this package, function `(TableWork) -> TableResult`, what it is."""
+TABLES |= MHIM_TABLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

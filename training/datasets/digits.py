@@ -45,7 +45,7 @@ class DigitBagSpec:
 
 def digit_parts(
     spec: DigitBagSpec, seed: int, bags: tuple[int, int, int] = (100, 50, 100)
-) -> tuple[tuple[BagDataset, list[StoredBag]], ...]:
+) -> tuple[BagDataset, ...]:
     """Training, validation and test bags from disjoint digits.
 
     Args:
@@ -54,7 +54,7 @@ def digit_parts(
         bags: Number of bags of the three parts.
 
     Returns:
-        For each part the data set and the bags with their `instance_labels`.
+        One data set per part; their `truth` marks the target digits.
 
     Raises:
         ExtraMissingError: scikit-learn is not installed.
@@ -70,7 +70,7 @@ def digit_parts(
             for number in range(count)
         ]
         labels = [number % 2 for number in range(count)]
-        parts.append((BagDataset(drawn, labels), drawn))
+        parts.append(BagDataset(drawn, labels))
     return tuple(parts)
 
 
