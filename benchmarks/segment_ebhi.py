@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,11 @@ def fold_cohort(
 def run_fold(
     cohort: Cohort, out: Path, network: SegmenterSpec, spec: SegmentSpec
 ) -> list[dict[str, Any]]:
-    """Figures of every test tile of one fold: the network's and the rule's."""
+    """Figures of every test tile of one fold: the network's and the rule's; a finished fold is read back."""
+    done = out / "lines.json"
+    if done.is_file():
+        found_lines: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8"))
+        return found_lines
     runtime = choose_runtime()
     train_segment(network, spec, cohort, out, runtime)
     with (out / "slides.csv").open(encoding="utf-8") as file:
@@ -97,6 +100,7 @@ def run_fold(
                 "all_dice": 2 * everything / (1 + everything),
             }
         )
+    done.write_text(json.dumps(lines), encoding="utf-8")
     return lines
 
 
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--only", type=int, help="run this fold alone, print nothing")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     small = small_config("ebhi", ("a", "b")).segmenter
@@ -116,15 +121,17 @@ def main() -> None:
     spec = SegmentSpec(
         epochs=args.epochs, patience=0, accumulate=4, lr=2e-3, seed=args.seed
     )
-    rows, lines, start = rows_of(args.data), [], time.perf_counter()
+    rows: list[CohortRow] = rows_of(args.data)
+    lines: list[dict[str, Any]] = []
     parts = part_of_case(rows, args.seed)
-    for fold in range(FOLDS):
+    for fold in range(FOLDS) if args.only is None else (args.only,):
         cohort = fold_cohort(args.data, rows, parts, fold)
         lines += run_fold(cohort, args.out / f"fold{fold}", network, spec)
-    report(lines, args.out, time.perf_counter() - start)
+    if args.only is None:
+        report(lines, args.out)
 
 
-def report(lines: list[dict[str, Any]], out: Path, seconds: float) -> None:
+def report(lines: list[dict[str, Any]], out: Path) -> None:
     """Print the table, means over all tiles with 95 % bootstrap intervals over cases; write JSON and CSV."""
     cases = [line["case"] for line in lines]
     titles = {
@@ -135,11 +142,8 @@ def report(lines: list[dict[str, Any]], out: Path, seconds: float) -> None:
     found: dict[str, Any] = {
         "tiles": len(lines),
         "cases": len(set(cases)),
-        "seconds": round(seconds, 1),
     }
-    print(
-        f"{len(lines)} tiles of {len(set(cases))} cases, {FOLDS} folds by case, {seconds:.0f} s"
-    )
+    print(f"{len(lines)} tiles of {len(set(cases))} cases, {FOLDS} folds by case")
     print(f"{'':24}{'IoU':26}{'Dice':26}")
     for prefix, title in titles.items():
         texts = []
