@@ -98,6 +98,8 @@ class E2ESpec(LoopSpec):
         instances: Patches drawn per visit of a slide (|P_B|, paper: 200); fewer where the slide has fewer.
         sampling: `uniform` over P_all (paper) or `stratified` (equal share of each scale where there are enough).
         lr_encoder: Learning rate of the patch encoder.
+        lr_tokens: Learning rate of MSFEM's Transformer behind the backbone; None: `lr_encoder`. Trained from random
+            weights, a small backbone needs ten times what the Transformer bears.
         lr_mil: Learning rate of the aggregator.
         batchnorm: `frozen` (running statistics, no update; the exact step; measured once before the first step where
             the weights are random), `batch` or `sync` (statistics of the instances of one step: they leak between
@@ -121,6 +123,7 @@ class E2ESpec(LoopSpec):
     instances: int = Field(default=200, ge=1)
     sampling: Literal["uniform", "stratified"] = "uniform"
     lr_encoder: float = Field(default=3e-5, ge=0)
+    lr_tokens: float | None = Field(default=None, ge=0)
     lr_mil: float = Field(default=1e-4, ge=0)
     batchnorm: Literal["frozen", "batch", "sync"] = "frozen"
     freeze_after: float = Field(default=1.0, ge=0, le=1)
