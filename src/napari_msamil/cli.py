@@ -21,6 +21,9 @@ from napari_msamil.errors import ConfigError, MsamilError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeAlias
+
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 OK, FAILED, WRONG_CALL = 0, 1, 2
 
@@ -89,9 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     return parser
-
-
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_model_option(parser: argparse.ArgumentParser) -> None:

@@ -181,11 +181,8 @@ def _attention_colours(attention: np.ndarray) -> list[list[int]]:
     from matplotlib import colormaps
 
     top = float(attention.max()) or 1.0
-    return (
-        (np.asarray(colormaps["inferno"](attention / top))[:, :3] * 255)
-        .astype(int)
-        .tolist()
-    )
+    rgb = np.asarray(colormaps["inferno"](attention / top))[:, :3] * 255
+    return [[int(v) for v in row] for row in rgb]
 
 
 def write_annotations(result: SlideResult, path: Path) -> None:

@@ -103,29 +103,22 @@ def plan_tissue(recipe: SlideRecipe, rng: np.random.Generator) -> TissuePlan:
     if recipe.label == "normal" or recipe.blank:
         lesion_field[:] = -1
     clefts = smooth_noise(rng, shape, 30) > 2.0
-    lesion_field = np.where(
-        tissue > 0.5, lesion_field, np.minimum(lesion_field, -0.01)
-    ).astype(np.float32)
+    on_glass = np.minimum(lesion_field, -0.01)
+    lesion_field = np.where(tissue > 0.5, lesion_field, on_glass).astype(np.float32)
     inside = (lesion_field > 0).astype(np.float32)
     healthy = tissue * (1 - inside) * ~clefts
     inflamed = healthy * _spots(rng, shape, 55, 0.55)
-    duct, duct_lumen = _ducts(
-        shape, rng, healthy * (1 - inflamed) * _spots(rng, shape, 70, 0.6)
-    )
+    calm = healthy * (1 - inflamed)
+    duct, duct_lumen = _ducts(shape, rng, calm * _spots(rng, shape, 70, 0.6))
     band, lumen = _architecture(recipe.label.partition("-")[0], shape, rng)
     band, lumen = band * inside, lumen * inside
-    muscle = healthy * (1 - inflamed) * _spots(rng, shape, 60, 0.9)
-    stroma = np.clip(
-        tissue * ~clefts - band - lumen - inflamed * 0.7 - duct - duct_lumen, 0, 1
-    )
+    muscle = calm * _spots(rng, shape, 60, 0.9)
+    taken = band + lumen + inflamed * 0.7 + duct + duct_lumen
+    stroma = np.clip(tissue * ~clefts - taken, 0, 1)
     density = 1 + 0.25 * smooth_noise(rng, shape, 12)
-    eosin = (
-        (104 + 8 * smooth_noise(rng, shape, 25)) * stroma
-        + 42 * muscle
-        + 84 * (band + duct)
-        + 26 * inflamed
-    )
-    eosin += 8 * (lumen + duct_lumen)
+    eosin = (104 + 8 * smooth_noise(rng, shape, 25)) * stroma + 42 * muscle
+    eosin += 84 * (band + duct) + 26 * inflamed + 8 * (lumen + duct_lumen)
+    blue = 26 * (band + duct) + 6 * stroma + 10 * inflamed
     return TissuePlan(
         lesion_field=lesion_field,
         band=band.astype(np.float32),
@@ -133,9 +126,7 @@ def plan_tissue(recipe: SlideRecipe, rng: np.random.Generator) -> TissuePlan:
         duct=duct.astype(np.float32),
         stroma=stroma.astype(np.float32),
         eosin=eosin.astype(np.float32),
-        haematoxylin=(26 * (band + duct) + 6 * stroma + 10 * inflamed).astype(
-            np.float32
-        ),
+        haematoxylin=blue.astype(np.float32),
         fibre=(60 * stroma + 30 * muscle).astype(np.float32),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -21,25 +21,30 @@ class _Bar:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._stage = ""
 
     def __call__(self, step: Progress) -> None:
+        bar = self._bar_of(step)
+        if step.total:
+            bar.total = step.total
+        bar.update(max(0, step.done - bar.n))
+        if step.message:
+            bar.set_postfix_str(step.message, refresh=False)
+
+    def _bar_of(self, step: Progress) -> tqdm[Any]:
         if self._bar is None or self._stage != step.stage:
             self.close()
             self._stage = step.stage
-            self._bar = tqdm(
+            bar: tqdm[Any] = tqdm(
                 desc=f"{self._label} {step.stage}",
                 total=step.total or None,
                 file=sys.stderr,
                 leave=False,
                 mininterval=0.5,
             )
-        if step.total:
-            self._bar.total = step.total
-        self._bar.update(max(0, step.done - self._bar.n))
-        if step.message:
-            self._bar.set_postfix_str(step.message, refresh=False)
+            self._bar = bar
+        return self._bar
 
     def close(self) -> None:
         if self._bar is not None:
