@@ -13,13 +13,14 @@ import json
 import time
 
 import lazyslide as zs
-import timm
 import torch
 from torchvision.transforms.v2 import Compose, Normalize, ToDtype, ToImage
 from wsidata import open_wsi
 
 
 def main() -> None:
+    import timm
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("slide")
     parser.add_argument("--amp", action="store_true")
