@@ -69,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mpp", type=float, help="µm per pixel of files that do not say it"
     )
+    _add_checks(parser)
+
+
+def _add_checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-all",
         action="store_true",
@@ -83,6 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--open", action="store_true", help="open every slide and check its pixel size"
     )
+    _add_splits(parser)
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", type=int, help="draw patient-grouped, stratified folds"
     )

@@ -70,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--splits", type=Path, help="split file; its fold sets the splits"
     )
     parser.add_argument("--fold", type=int, help="fold of the split file")
+    _add_choices(parser)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         default="test",

@@ -70,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=spec.shares,
         metavar=("TRAIN", "VAL", "TEST"),
     )
+    _add_shares(parser, spec)
+
+
+def _add_shares(parser: argparse.ArgumentParser, spec: SynthSpec) -> None:
     parser.add_argument("--pen-share", type=float, default=spec.pen_share)
     parser.add_argument(
         "--forty-share",

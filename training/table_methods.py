@@ -38,6 +38,17 @@ EXTRA = {"iaam-20x": ("IAAM, finest scale only†", "-", "-")}
 """Not in the paper's table: what the scales add to IAAM itself."""
 
 
+COLUMNS = (
+    "method",
+    "AUC (ours)",
+    "AUC (paper)",
+    "ACC (ours)",
+    "ACC (paper)",
+    "ACC over folds",
+    "ACC of IAAM minus this",
+)
+
+
 def table_2(work: TableWork) -> TableResult:
     """Cross-validate every method and compare each with IAAM."""
     config = read_header(resolve_model(work.options.model)).config
@@ -67,15 +78,6 @@ def table_2(work: TableWork) -> TableResult:
         )
         values[name] = {k: vars(v) for k, v in summary.pooled.items()}
         bars[title.rstrip("†‡")] = summary.pooled["acc"]
-    columns = (
-        "method",
-        "AUC (ours)",
-        "AUC (paper)",
-        "ACC (ours)",
-        "ACC (paper)",
-        "ACC over folds",
-        "ACC of IAAM minus this",
-    )
     notes = [
         f"{len(ours)} slides, {len(set(ours.folds))} folds by patient; features of {work.options.model!r} from its lesion masks.",
         "† finest scale only, ‡ all scales. p-values: paired bootstrap over patients, adjusted by Holm.",
@@ -83,7 +85,7 @@ def table_2(work: TableWork) -> TableResult:
     figure = plots.interval_plot(bars, "ACC (95 % interval)")
     return TableResult(
         "MsaMIL-Net, Table 2: methods",
-        columns,
+        COLUMNS,
         rows,
         notes,
         {"table-2": figure},

@@ -51,19 +51,9 @@ def read(folder: Path, options: ImportOptions | None = None) -> Imported:
             found.problems.append(f"line {line}: no slide {images / name}.jpg")
             continue
         outline = first_file(outlines, name, (".json",))
-        mpp = options.mpp or ASSUMED_MPP
-        found.rows.append(
-            CohortRow(
-                name,
-                path,
-                name,
-                label,
-                outline,
-                splits.get(name, ""),
-                mpp=mpp,
-                line=line,
-            )
-        )
+        mpp, split = options.mpp or ASSUMED_MPP, splits.get(name, "")
+        row = CohortRow(name, path, name, label, outline, split, mpp=mpp, line=line)
+        found.rows.append(row)
     if options.mpp is None and found.rows:
         found.notes.append(
             f"the JPEG files name no resolution: {ASSUMED_MPP} µm per pixel (20x) is assumed; --mpp changes it"

@@ -62,23 +62,23 @@ def write_pyramid_tiff(
             f"There is no compression {compression!r}; choose one of {', '.join(COMPRESSIONS)}."
         )
     beside = path.with_name(f".{path.name}.partial")
+    width, height = images[0].shape[1], images[0].shape[0]
+    first = None
+    if mpp is not None:
+        first = aperio_description(width, height, mpp, objective)
     try:
         with tifffile.TiffWriter(beside, bigtiff=True) as writer:
             for index, image in enumerate(images):
                 options = _tile_options(compression, quality, tile_px)
                 if mpp is not None:
-                    factor = images[0].shape[1] / image.shape[1]
+                    per_cm = 1e4 / (mpp * width / image.shape[1])
                     options |= {
-                        "resolution": (1e4 / (mpp * factor),) * 2,
+                        "resolution": (per_cm, per_cm),
                         "resolutionunit": "CENTIMETER",
                     }
                 writer.write(
                     image,
-                    description=aperio_description(
-                        images[0].shape[1], images[0].shape[0], mpp, objective
-                    )
-                    if index == 0 and mpp is not None
-                    else None,
+                    description=first if index == 0 else None,
                     subfiletype=0 if index == 0 else 1,
                     software=False,
                     metadata=None,
