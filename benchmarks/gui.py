@@ -53,7 +53,7 @@ def paint_slide(path: Path, side: int) -> Path:
     from napari_msamil.slide.write import write_pyramid_tiff
     from napari_msamil.synthetic import SlideRecipe, paint_slide
 
-    tissue = paint_slide(SlideRecipe(seed=3)).pixels
+    tissue = paint_slide(SlideRecipe(label="glandular-smooth", seed=3)).pixels
     repeats = -(-side // min(tissue.shape[:2]))
     wide = np.tile(tissue, (repeats, repeats, 1))[:side, :side]
     return write_pyramid_tiff(path, wide, mpp=0.5, objective=20)

@@ -265,3 +265,14 @@ def test_sections_open_and_close_and_can_be_reached_by_keyboard(add, viewer, ses
     assert not section.is_open
     section._toggle.click()
     assert section.is_open
+
+
+def test_the_demo_slide_is_painted_beside_the_window_and_opened(add, qtbot, viewer):
+    from napari_msamil.gui.session import session_of
+
+    panel = add(SlidePanel(session_of(viewer), viewer))
+    panel._sample.click()
+    assert panel.section.summary == SLIDE.painting
+    qtbot.waitUntil(lambda: panel.session.slide is not None, timeout=120_000)
+    assert panel.section.summary.startswith("demo")
+    panel.session.slide.close()

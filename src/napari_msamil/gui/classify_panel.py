@@ -273,8 +273,8 @@ class ClassifyPanel(Panel):
 
     def close_down(self) -> None:
         """Stop what runs."""
+        super().close_down()
         self._timer.stop()
-        self.runner.cancel()
 
 
 def _at_version(asked: Question, version: int) -> Question:

@@ -92,10 +92,6 @@ class ExportPanel(Panel):
         self._facts.setText(message)
         self.sum_up("", State.ERROR)
 
-    def close_down(self) -> None:
-        """Stop listening; a file that is being written is finished or not there."""
-        self._runner.cancel()
-
 
 def write_steps(
     kind: str, result: SlideResult, slide: Slide, path: Path

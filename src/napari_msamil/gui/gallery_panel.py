@@ -285,7 +285,6 @@ class GalleryPanel(Panel):
 
     def close_down(self) -> None:
         """Stop reading and let go of the viewer."""
-        self._runner.cancel()
-        self._place_runner.cancel()
+        super().close_down()
         if self._on_press in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._on_press)

@@ -122,10 +122,6 @@ class QueryPanel(Panel):
                 on_failed=self.session.failed.emit,
             )
 
-    def close_down(self) -> None:
-        """Stop what runs."""
-        self._runner.cancel()
-
 
 def make_table(headers: list[str], tip: str, rows: int) -> QTableWidget:
     """A read-only table whose rows are chosen whole; `rows` is how many it shows without scrolling."""

@@ -17,6 +17,8 @@ from qtpy.QtWidgets import (
 )
 from superqt import QElidingLabel
 
+from napari_msamil.gui.worker import Runner
+
 if TYPE_CHECKING:
     from napari_msamil.gui.session import Session
 
@@ -144,8 +146,15 @@ class Panel(QWidget):
         """Width below which something would be cut off, open or not."""
         return int(self.column.totalMinimumSize().width())
 
+    @property
+    def runners(self) -> list[Runner]:
+        """Everything of this panel that may run in a thread."""
+        return [v for v in vars(self).values() if isinstance(v, Runner)]
+
     def close_down(self) -> None:
         """The dock is closing: stop what runs. Subclasses extend it."""
+        for runner in self.runners:
+            runner.cancel()
 
 
 def row(*widgets: QWidget, stretch: int | None = None) -> QHBoxLayout:

@@ -69,7 +69,11 @@ class _Steps(QObject):
             self.stepped.emit(progress.done >= progress.total)
 
     def _refresh(self, done: bool) -> None:
-        self._layer.refresh(extent=False, thumbnail=done)
+        if done:
+            # napari keeps the level of the layer's thumbnail until the data are set anew.
+            self._layer.data = self._layer.data
+        else:
+            self._layer.refresh(extent=False, thumbnail=False)
 
 
 def look_after(layer: Layer) -> None:

@@ -13,6 +13,8 @@ from napari_msamil.gui.layers import KEY, placement
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.slide_care import look_after
 from napari_msamil.gui.strings import SLIDE, TITLE
+from napari_msamil.gui.work import sample_steps
+from napari_msamil.gui.worker import Runner
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -37,6 +39,7 @@ class SlidePanel(Panel):
     def __init__(self, session: Session, viewer: ViewerModel) -> None:
         super().__init__(session)
         self._viewer = viewer
+        self._runner = Runner()
         self._combo = QComboBox()
         self._combo.setToolTip(SLIDE.choose_tip)
         self._combo.setSizeAdjustPolicy(
@@ -121,12 +124,11 @@ class SlidePanel(Panel):
             self.session.failed.emit(str(error))
 
     def _on_sample(self) -> None:
-        from napari_msamil.gui.sample_data import demo_slide_layers
-
-        try:
-            self._add(demo_slide_layers())
-        except MsamilError as error:
-            self.session.failed.emit(str(error))
+        """Painting the demo slide takes seconds the first time, so it is done beside the window."""
+        self.sum_up(SLIDE.painting, State.RUNNING)
+        self._runner.start(
+            sample_steps(), on_done=self.open_path, on_failed=self.session.failed.emit
+        )
 
     def _add(self, layers: list[tuple[object, dict[str, object], str]]) -> None:
         from napari.layers import Layer

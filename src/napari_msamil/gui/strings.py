@@ -43,6 +43,7 @@ class SLIDE:
     """Section 1."""
 
     empty = "no slide"
+    painting = "painting the demo slide …"
     hint = "Open a slide here, drop one on the window, or try File ▸ Open Sample ▸ MSA-MIL"
     open = "Open…"
     sample = "Demo"

@@ -107,10 +107,6 @@ class TrustPanel(Panel):
             if widget is not None:
                 widget.deleteLater()
 
-    def close_down(self) -> None:
-        """Stop what runs."""
-        self._runner.cancel()
-
 
 def verdict(gap: float) -> str:
     """The area between the curves in words."""

@@ -131,7 +131,3 @@ class WhatIfPanel(Panel):
         drop_layers(self._viewer, "region")
         self._counts.setText(WHAT_IF.draw_tip)
         self.refresh()
-
-    def close_down(self) -> None:
-        """Stop what runs."""
-        self._runner.cancel()

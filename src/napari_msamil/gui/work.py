@@ -11,6 +11,8 @@ from napari_msamil.gui.strings import RUN
 from napari_msamil.progress import Progress, Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from napari_msamil.checkpoint import LoadedModel, SelftestResult
     from napari_msamil.gui.session import Choice
     from napari_msamil.masks import SlideMask
@@ -172,3 +174,12 @@ def selftest_steps(
     model = load(ref, loaded, settings)
     yield Progress(Stage.VALIDATE)
     return selftest(model)
+
+
+def sample_steps() -> ProgressGen[Path]:
+    """Paint the demo slide into the cache folder, or find it there."""
+    from napari_msamil.cache import cache_dir
+    from napari_msamil.demo import demo_slide
+
+    yield Progress(Stage.OPEN)
+    return demo_slide(cache_dir() / "samples")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qtpy.QtGui import QCloseEvent
 
     from napari_msamil.gui.section import Panel
+    from napari_msamil.gui.worker import Runner
 
 
 class WorkbenchWidget(QScrollArea):
@@ -71,6 +72,9 @@ class WorkbenchWidget(QScrollArea):
         if self.session.header is None:
             self.model_panel.choose(self.session.model_ref)
         self.viewer.canvas.overlays.scale_bar.visible = True
+        # the main window may go without a close event for its docks; the panels are gone by then, the jobs are not
+        runners = [runner for panel in self.panels for runner in panel.runners]
+        self.destroyed.connect(partial(_stop, runners))
 
     @property
     def panels(self) -> list[Panel]:
@@ -145,3 +149,8 @@ class WorkbenchWidget(QScrollArea):
         """The dock is closed."""
         self.close_down()
         super().closeEvent(event)
+
+
+def _stop(runners: list[Runner], *_: object) -> None:
+    for runner in runners:
+        runner.cancel()
