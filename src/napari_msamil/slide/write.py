@@ -50,13 +50,7 @@ def write_pyramid_tiff(
     Raises:
         SlideError: The pixels or options are wrong, or the file cannot be written.
     """
-    images = halved_levels(levels) if isinstance(levels, np.ndarray) else list(levels)
-    if not images or any(
-        i.ndim != 3 or i.shape[2] != 3 or i.dtype != np.uint8 for i in images
-    ):
-        raise SlideError(
-            f"{path.name} cannot be written: its levels must be uint8 images (H, W, 3)."
-        )
+    images = _checked_levels(path, levels)
     if compression not in COMPRESSIONS:
         raise SlideError(
             f"There is no compression {compression!r}; choose one of {', '.join(COMPRESSIONS)}."
@@ -92,6 +86,19 @@ def write_pyramid_tiff(
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def _checked_levels(
+    path: Path, levels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+) -> list[NDArray[np.uint8]]:
+    images = halved_levels(levels) if isinstance(levels, np.ndarray) else list(levels)
+    if not images or any(
+        i.ndim != 3 or i.shape[2] != 3 or i.dtype != np.uint8 for i in images
+    ):
+        raise SlideError(
+            f"{path.name} cannot be written: its levels must be uint8 images (H, W, 3)."
+        )
+    return images
 
 
 def aperio_description(
