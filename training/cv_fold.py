@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -91,7 +93,9 @@ def _run_stages(task: FoldTask) -> str:
         words = list(stage.words)
         if stage.verb in RESUMABLE and (stage.folder / STATE).exists():
             words.append("--resume")
+        start = time.perf_counter()
         code = run_verb(stage.verb, words)
+        _note_seconds(task.folder, stage.verb, time.perf_counter() - start)
         if code:
             return (
                 f"{stage.verb} ended with code {code}, see {task.folder / 'output.log'}"
@@ -99,6 +103,14 @@ def _run_stages(task: FoldTask) -> str:
     if not task.predictions.exists():
         return f"the stages left no {task.predictions}"
     return ""
+
+
+def _note_seconds(folder: Path, verb: str, seconds: float) -> None:
+    """Add the time of a stage to `seconds.json`: a resumed stage counts in parts."""
+    path = folder / "seconds.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found[verb] = found.get(verb, 0.0) + seconds
+    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 def _limit_threads(threads: int) -> None:

@@ -60,9 +60,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--half", action="store_true", help="store weights as float16 (half the size)"
     )
 
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="CSV",
+        help="predictions.csv of the last training: its validation slides give temperature and class sets",
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="write a model card, README.md, beside it"
+    )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="also upload file and card to the Hugging Face hub",
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     """Publish as the arguments say."""
+    calibration = _calibration(args.calibrate)
     states = [(path, load_state(path)) for path in map(state_file, args.states)]
     path = publish(
         states,
@@ -73,16 +89,25 @@ def run(args: argparse.Namespace) -> int:
             "name": args.name,
             "description": args.description,
             "licence": args.licence,
+            "temperature": calibration.get("temperature"),
         },
         provenance={
             "data": args.data,
             "synthetic": "synthetic" in args.data.lower(),
             "metrics": _read_metrics(args.metrics),
+            "calibration": calibration,
             "command": " ".join(["msamil-train", *sys.argv[1:]]),
         },
     )
     size = path.stat().st_size / 1e6
     print(f"{path} ({size:.2f} MB, sha256 {sha256_of(path)[:12]})")  # noqa: T201
+    if args.card or args.push:
+        from .cards import push, write_card
+
+        card = write_card(path)
+        print(card)  # noqa: T201
+        if args.push:
+            print(push(path, args.push, card))  # noqa: T201
     return 0
 
 
@@ -92,7 +117,7 @@ def publish(
     *,
     base: Path | None = None,
     half: bool = False,
-    shown: Mapping[str, str | None] | None = None,
+    shown: Mapping[str, str | float | None] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Put the parts together, check that each is there, and write the checkpoint.
@@ -102,7 +127,7 @@ def publish(
         out: The checkpoint.
         base: A checkpoint whose parts are used where no state has them.
         half: Store weights as float16.
-        shown: Texts that users see, by field of `ModelConfig`; None keeps the recipe's.
+        shown: Texts that users see, and the temperature, by field of `ModelConfig`; None keeps the recipe's.
         provenance: More of where it comes from.
 
     Raises:
@@ -240,6 +265,15 @@ def _story(states: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
             }
         )
     return {"recipe": stages, "data_hash": stages[-1]["data_hash"]}
+
+
+def _calibration(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from .calibration import calibrate
+    from .prediction_table import read_predictions
+
+    return calibrate(read_predictions(path).part("val")).as_dict()
 
 
 def _read_metrics(path: Path | None) -> dict[str, Any]:

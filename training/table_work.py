@@ -141,26 +141,15 @@ class TableWork:
     ) -> Path:
         """Bags of the whole cohort with one encoder, extracted once."""
         folder = self.shared / f"bags_{_safe(model)}_{patches}_{mask}"
-        done = folder / "done.json"
-        if not done.exists():
-            words: list[str | Path] = [
-                "--model",
-                model,
-                "--cohort",
-                self.options.cohort,
-                "-o",
-                folder,
-                *self._device(),
-            ]
-            words += [
-                "--set",
-                f"extract.patches={patches}",
-                "--set",
-                f"extract.mask={mask}",
-            ]
-            first = folder / f"{self.cohort().rows[-1].slide_id}.pt"
-            seconds = self.stage("extract", words, first)
-            done.write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+        words: list[str | Path] = ["--model", model, "--cohort", self.options.cohort]
+        words += ["-o", folder, *self.device_words()]
+        words += [
+            "--set",
+            f"extract.patches={patches}",
+            "--set",
+            f"extract.mask={mask}",
+        ]
+        self.stage("extract", words, folder / "extracted.json")
         return folder
 
     def crossval(
@@ -185,7 +174,7 @@ class TableWork:
             "-o",
             folder,
         ]
-        own += ["--jobs", str(self.options.jobs), "--", *words, *self._device()]
+        own += ["--jobs", str(self.options.jobs), "--", *words, *self.device_words()]
         self.stage("crossval", own, makes)
         return read_predictions(makes)
 
@@ -196,7 +185,8 @@ class TableWork:
         path.write_text("\n".join(_toml(content)) + "\n", encoding="utf-8")
         return path
 
-    def _device(self) -> list[str]:
+    def device_words(self) -> list[str]:
+        """Device and precision as arguments of a verb."""
         return ["--device", self.options.device, "--precision", self.options.precision]
 
 

@@ -1,0 +1,122 @@
+"""Honest probabilities: a temperature, sets that hold the true class, and slides the model should not judge.
+
+All three are learnt from validation slides that no weight was trained on. Temperature: Guo et al. 2017. Sets: split
+conformal prediction with adaptive scores (Romano, Sesia and Candès 2020, without randomisation): the set holds the true
+class of a new slide with the promised probability, if the slide is of the same kind as the validation slides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from napari_msamil.errors import CohortError
+
+from . import metrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .metrics import Labels, Probabilities
+    from .prediction_table import Predictions
+
+COVERAGE = 0.9
+FEWEST = 10
+"""Validation slides below which nothing is calibrated."""
+_RANGE = (math.log(0.05), math.log(20.0))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is stored with a checkpoint.
+
+    Attributes:
+        temperature: Divides the logits.
+        coverage: Promised share of slides whose set holds the true class.
+        set_threshold: Classes are taken in falling probability until this sum is reached; at least one.
+        slides: Validation slides it was learnt from.
+        ece_before, ece_after: Calibration error on those slides without and with the temperature.
+    """
+
+    temperature: float
+    coverage: float
+    set_threshold: float
+    slides: int
+    ece_before: float
+    ece_after: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for the provenance of a checkpoint."""
+        return asdict(self)
+
+
+def calibrate(found: Predictions, coverage: float = COVERAGE) -> Calibration:
+    """Learn temperature and set threshold from validation predictions made at temperature 1.
+
+    Raises:
+        CohortError: There are too few labelled slides.
+    """
+    found = found.labelled()
+    if len(found) < FEWEST:
+        raise CohortError(
+            f"Calibration needs at least {FEWEST} labelled validation slides; there are {len(found)}."
+        )
+    logits = np.log(np.maximum(found.probabilities, 1e-6))
+    temperature = fit_temperature(logits, found.labels)
+    after = metrics.softmax(logits, temperature)
+    return Calibration(
+        temperature=temperature,
+        coverage=coverage,
+        set_threshold=conformal_threshold(after, found.labels, coverage),
+        slides=len(found),
+        ece_before=metrics.calibration_error(found.probabilities, found.labels),
+        ece_after=metrics.calibration_error(after, found.labels),
+    )
+
+
+def fit_temperature(logits: NDArray[np.float64], labels: Labels) -> float:
+    """The temperature with the smallest log loss, between 0.05 and 20."""
+
+    def loss(log_temperature: float) -> float:
+        return metrics.log_loss(
+            metrics.softmax(logits, math.exp(log_temperature)), labels
+        )
+
+    return float(math.exp(minimize_scalar(loss, bounds=_RANGE, method="bounded").x))
+
+
+def conformal_threshold(
+    probabilities: Probabilities, labels: Labels, coverage: float = COVERAGE
+) -> float:
+    """Sum of probabilities up to and including the true class that is reached by `coverage` of slides, for finite samples.
+
+    The ⌈(n + 1) · coverage⌉-th smallest of n scores; 1 (every class) where n is too small for the promise.
+    """
+    scores = np.sort(true_class_scores(probabilities, labels))
+    place = math.ceil((len(scores) + 1) * coverage)
+    return float(scores[place - 1]) if place <= len(scores) else 1.0
+
+
+def true_class_scores(
+    probabilities: Probabilities, labels: Labels
+) -> NDArray[np.float64]:
+    """Sum of probabilities (N,) of all classes at least as likely as the true one."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return np.asarray((probabilities * (probabilities >= own[:, None])).sum(axis=1))
+
+
+def conformal_set(
+    probabilities: NDArray[np.floating], threshold: float
+) -> tuple[int, ...]:
+    """Classes of one slide (C,), the likeliest first: those whose sum up to themselves stays within the threshold.
+
+    The likeliest class is always in the set.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    sums = np.cumsum(probabilities[order])
+    count = int((sums <= threshold + 1e-9).sum())
+    return tuple(int(c) for c in order[: max(count, 1)])
