@@ -120,6 +120,7 @@ class E2ESpec(LoopSpec):
         augment: Changes of the patches.
     """
 
+    monitor: Literal["val_loss", "val_acc", "val_auc"] = "val_loss"
     instances: int = Field(default=200, ge=1)
     sampling: Literal["uniform", "stratified"] = "uniform"
     lr_encoder: float = Field(default=3e-5, ge=0)

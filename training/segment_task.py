@@ -44,7 +44,7 @@ class SegmentSpec(LoopSpec):
 
     epochs: int = Field(default=60, ge=1)
     accumulate: int = Field(default=4, ge=1)
-    monitor: Literal["val_loss", "val_acc", "val_auc", "val_iou"] = "val_iou"
+    monitor: Literal["val_loss", "val_iou"] = "val_iou"
     patience: int = Field(default=12, ge=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     lr: float = Field(default=1e-3, gt=0)
