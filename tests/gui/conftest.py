@@ -103,7 +103,7 @@ def bench(
     show_slide(real, painted_svs)
     yield widget
     widget.close_down()
-    qtbot.waitUntil(lambda: not busy_threads(), timeout=30_000)
+    qtbot.waitUntil(lambda: not busy_threads(), timeout=120_000)
     slide = widget.session.slide
     real.layers.clear()
     if slide is not None:

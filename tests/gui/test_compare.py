@@ -11,7 +11,7 @@ from napari_msamil.gui.strings import MODEL
 from tests.gui.conftest import whole_slide_mask
 
 pytestmark = pytest.mark.gui
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_mask_panel_paints_locks_resets_and_counts_follow(add, qtbot, viewer, se
     assert panel.layer.mode == "paint"
     panel.layer.data[:, 40:] = 0  # as a brush does: in place, then an event
     panel.layer.events.paint(value=[])
-    qtbot.waitUntil(lambda: session.mask.fraction < 0.5, timeout=2000)
+    qtbot.waitUntil(lambda: session.mask.fraction < 0.5, timeout=30_000)
     assert MASK.source_user in panel.section.summary
     assert patches.section.summary != before
     panel._lock.setChecked(True)

@@ -14,7 +14,7 @@ from tests.gui.conftest import busy_threads, whole_slide_mask
 
 pytestmark = pytest.mark.gui
 
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 def classify(bench, qtbot):
@@ -87,7 +87,7 @@ def test_open_classify_paint_and_the_answer_changes(bench, qtbot):
     bench.mask_panel.layer.brush_size = 30
     before = bench.session.grid.counts["20x"]
     press_drag_release(bench, qtbot, [(300, 300), (700, 500), (1200, 700)])
-    qtbot.waitUntil(lambda: bench.session.grid.counts["20x"] < before, timeout=5000)
+    qtbot.waitUntil(lambda: bench.session.grid.counts["20x"] < before, timeout=PATIENCE)
     assert bench.session.stale
     qtbot.waitUntil(lambda: not bench.session.stale, timeout=PATIENCE)
     second = bench.session.result
@@ -96,7 +96,9 @@ def test_open_classify_paint_and_the_answer_changes(bench, qtbot):
     assert second.change.gained == 0
     assert bench.session.previous is first
     bench.mask_panel.layer.undo()
-    qtbot.waitUntil(lambda: bench.session.grid.counts["20x"] == before, timeout=5000)
+    qtbot.waitUntil(
+        lambda: bench.session.grid.counts["20x"] == before, timeout=PATIENCE
+    )
     qtbot.waitUntil(lambda: not bench.session.stale, timeout=PATIENCE)
     np.testing.assert_allclose(
         bench.session.result.probabilities, first.probabilities, atol=1e-4

@@ -11,7 +11,7 @@ from napari_msamil.gui.worklist import CLASS_C, PROB_C, SLIDE_C, STATE_C, Workli
 from tests.gui.conftest import busy_threads
 
 pytestmark = pytest.mark.gui
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 @pytest.fixture
