@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,13 @@ from .config import (
     section,
 )
 from .e2e_task import E2ETask
-from .gradients import StepPlan, check_batchnorm
+from .gradients import StepPlan, check_batchnorm, has_batchnorm
 from .log import RunLog
 from .loop import FitResult, fit
 from .patch_dataset import PatchPool
+from .ranks import ONE_RANK, Ranks, joined_ranks, rank_device
 from .state import LAST, seed_everything
+from .step_memory import choose_plan, measure_cost, memory_budget
 
 if TYPE_CHECKING:
     import argparse
@@ -60,11 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from state.pt in the output folder"
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="dry run: is every slide readable, which classes, one step, memory and time; nothing is written",
+    )
     parser.epilog = "settings ([e2e] in the recipe):\n" + describe(E2ESpec, "e2e")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the arguments say."""
+    """Train as the arguments say; under torchrun all ranks train one model."""
     raw = read_recipe(args.config, args.overrides)
     spec = section(raw, "e2e", E2ESpec)
     classes = tuple(raw.get("model", {}).get("classes", ()))
@@ -72,29 +79,55 @@ def run(args: argparse.Namespace) -> int:
         args.cohort, classes=classes, splits=args.splits, fold=args.fold
     )
     config = model_config(raw, cohort.classes).model_copy(update={"segmenter": None})
-    runtime = choose_runtime(args.device, args.precision)
-    task = make_task(config, spec, cohort, runtime)
-    _claim(args.out, resume=args.resume)
-    _write_config(args.out, config, spec, args)
-    result = train(task, args.out, resume=args.resume)
-    for name, reason in task.faults.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
-    text = json.dumps(asdict(result))
-    print(text)  # noqa: T201
-    if result.reason == "stopped":
-        return 130
-    (args.out / RESULT).write_text(text + "\n", encoding="utf-8")
-    return 0
+    runtime = choose_runtime(rank_device(args.device), args.precision)
+    if not args.check:
+        _claim(args.out, resume=args.resume)
+    with joined_ranks(runtime.device) as ranks:
+        task = make_task(config, spec, cohort, runtime, ranks)
+        if args.check:
+            return _say_check(task)
+        if ranks.first:
+            _write_config(args.out, config, spec, args)
+        result = train(task, args.out, resume=args.resume)
+        return _finish(args.out, task, result)
+
+
+def _finish(folder: Path, task: E2ETask, result: FitResult) -> int:
+    """Name what was skipped, say how it went, and mark the run as finished."""
+    faults = {k: v for part in task.ranks.gather(task.faults) for k, v in part.items()}
+    if task.ranks.first:
+        for name, reason in faults.items():
+            print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
+        text = json.dumps(asdict(result))
+        print(text)  # noqa: T201
+        if result.reason != "stopped":
+            (folder / RESULT).write_text(text + "\n", encoding="utf-8")
+    return 130 if result.reason == "stopped" else 0
+
+
+def _say_check(task: E2ETask) -> int:
+    from .e2e_check import check
+
+    report = check(task)
+    if task.ranks.first:
+        print(json.dumps(report, indent=1))  # noqa: T201
+    for problem in report["problems"]:
+        print(problem, file=sys.stderr)  # noqa: T201
+    return 1 if report["problems"] else 0
 
 
 def make_task(
-    config: ModelConfig, spec: E2ESpec, cohort: Cohort, runtime: Runtime
+    config: ModelConfig,
+    spec: E2ESpec,
+    cohort: Cohort,
+    runtime: Runtime,
+    ranks: Ranks = ONE_RANK,
 ) -> E2ETask:
     """Build model, pools and task.
 
     Raises:
         CohortError: There is no training slide.
-        ConfigError: Batch statistics meet a mode that works in chunks.
+        ConfigError: Batch statistics meet a mode that works in chunks, or nothing fits into memory.
     """
     rows = cohort.part("train")
     if not rows:
@@ -105,11 +138,61 @@ def make_task(
     val = PatchPool(cohort.part("val"), config, spec.cache_gb / 4)
     seed_everything(spec.seed)
     model = start_model(config, spec, runtime)
-    mode = "none" if spec.memory == "auto" else spec.memory
-    check_batchnorm(spec.batchnorm, mode, allowed=spec.allow_batchnorm_trap)
-    plan = StepPlan(mode, spec.chunk, str(runtime.precision))
+    if spec.batchnorm == "sync":
+        _share_statistics(model, runtime, ranks)
+    plan = make_plan(model, config, spec, runtime, ranks)
     notes = {"data_hash": cohort.data_hash, "device": runtime.device}
-    return E2ETask(model, config, spec, train, val, runtime, plan, notes)
+    return E2ETask(model, config, spec, train, val, runtime, plan, notes, ranks)
+
+
+def make_plan(
+    model: MsamilModel,
+    config: ModelConfig,
+    spec: E2ESpec,
+    runtime: Runtime,
+    ranks: Ranks = ONE_RANK,
+) -> StepPlan:
+    """The memory mode: the one asked for, or the fastest that fits.
+
+    Raises:
+        ConfigError: It does not go with the batch statistics, nothing fits, or fp16 was asked for.
+    """
+    precision = str(runtime.precision)
+    if precision == "fp16":
+        raise ConfigError(
+            "Training in fp16 would need loss scaling, which is not offered. Use --precision bf16 or fp32."
+        )
+    if spec.memory != "auto":
+        confirmed = spec.allow_batchnorm_trap
+        check_batchnorm(spec.batchnorm, spec.memory, allowed=confirmed)
+        return StepPlan(spec.memory, spec.chunk, precision, pad=spec.compile)
+    if spec.batchnorm != "frozen" and has_batchnorm(model.encoder):
+        return StepPlan("none", spec.chunk, precision)
+    size_px = config.patches.scales[0].size_px
+    with torch.random.fork_rng():
+        cost = measure_cost(model.encoder, size_px, runtime.torch_device, precision)
+    count = spec.instances * spec.together
+    if spec.distributed == "instances":
+        count = -(-count // ranks.size)
+    budget = memory_budget(runtime.torch_device, spec.memory_gb)
+    plan = choose_plan(cost, count, spec.chunk, budget, precision)
+    return replace(plan, pad=spec.compile)
+
+
+def _share_statistics(model: MsamilModel, runtime: Runtime, ranks: Ranks) -> None:
+    """Make BatchNorm use the statistics of all ranks.
+
+    Raises:
+        ConfigError: torch can do that on CUDA only.
+    """
+    if ranks.size == 1:
+        return
+    if not runtime.device.startswith("cuda"):
+        raise ConfigError(
+            "e2e.batchnorm = 'sync' needs CUDA devices. Use 'frozen', or 'batch' in one process."
+        )
+    convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+    model.encoder = convert(model.encoder)
 
 
 def start_model(config: ModelConfig, spec: E2ESpec, runtime: Runtime) -> MsamilModel:
@@ -124,6 +207,8 @@ def start_model(config: ModelConfig, spec: E2ESpec, runtime: Runtime) -> MsamilM
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
     model.to(runtime.torch_device)
     model.encoder.to(memory_format=layout)
+    if spec.compile:
+        model.encoder.compile()
     return model
 
 
@@ -144,9 +229,16 @@ def _published(config: ModelConfig, spec: E2ESpec) -> Any:
 def train(task: E2ETask, folder: Path, *, resume: bool = False) -> FitResult:
     """Run the loop with a log in the folder."""
     steps = task.spec.epochs * -(-len(task.train) // task.spec.accumulate)
-    with RunLog(folder, steps, title="e2e") as log:
-        log.event("start", slides=len(task.train), validation=len(task.val))
-        return fit(task, task.spec, folder, log, resume=resume)
+    with RunLog(folder, steps, title="e2e", enabled=task.ranks.first) as log:
+        log.event(
+            "start",
+            slides=len(task.train),
+            validation=len(task.val),
+            memory=task.plan.mode,
+            precision=task.plan.precision,
+            ranks=task.ranks.size,
+        )
+        return fit(task, task.spec, folder, log, resume=resume, ranks=task.ranks)
 
 
 def _claim(folder: Path, *, resume: bool) -> None:

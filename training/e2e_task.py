@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from torch.nn import functional as F
 
 from napari_msamil.errors import MsamilError, SelectionError
 
-from .augment import augment
 from .gradients import (
     StepPlan,
     backward,
@@ -28,16 +28,18 @@ from .gradients import (
 )
 from .mil_figures import bag_figures
 from .patch_dataset import Draw, PatchPool, ReadAhead
+from .ranks import ONE_RANK, Ranks
+from .visit_reader import VisitReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from napari_msamil.config import ModelConfig
     from napari_msamil.device import Runtime
     from napari_msamil.models.msamil import MsamilModel
 
     from .config import E2ESpec
-    from .loop import Visit
+    from .visits import Visit
 
 
 MEASURED_SLIDES = 32
@@ -56,6 +58,7 @@ class E2ETask:
         runtime: Device and precision.
         plan: Memory mode and chunk.
         notes: Plain data kept in every state (what `publish` needs).
+        ranks: The processes that train together.
     """
 
     kind = "e2e"
@@ -70,28 +73,38 @@ class E2ETask:
         runtime: Runtime,
         plan: StepPlan,
         notes: Mapping[str, Any] | None = None,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
         self.network: nn.Module = model
         self.model, self.config, self.spec = model, config, spec
         self.train, self.val = train, val
         self.device, self.plan = runtime.torch_device, plan
         self.notes = dict(notes or {})
-        self.faults: dict[str, str] = {}
-        self._ahead: ReadAhead[Visit, Draw] | None = None
+        self.ranks = ranks
+        self.reader = VisitReader(train, spec, self.device, ranks)
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Reason by slide, for training slides that cannot be read."""
+        return self.reader.faults
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups: encoder and aggregator (the two lines of eq. 9)."""
+        """Encoder and aggregator (the two lines of eq. 9); the Transformer of MSFEM apart where it has a rate of its own."""
+        encoder, spec = self.model.encoder, self.spec
+        parts = list(encoder.named_parameters())
+        rest: list[nn.Parameter] = []
+        if spec.lr_tokens is not None:
+            rest = [p for n, p in parts if not n.startswith("backbone.")]
+            parts = [(n, p) for n, p in parts if n.startswith("backbone.")]
         groups = [
-            ("encoder", self.model.encoder, self.spec.lr_encoder),
-            ("mil", self.model.aggregator, self.spec.lr_mil),
+            ("encoder", spec.lr_encoder, [p for _, p in parts]),
+            ("tokens", spec.lr_tokens or 0.0, rest),
+            ("mil", spec.lr_mil, list(self.model.aggregator.parameters())),
         ]
         return [
-            {
-                "name": name,
-                "lr": lr,
-                "params": [p for p in m.parameters() if p.requires_grad],
-            }
-            for name, m, lr in groups
+            {"name": name, "lr": lr, "params": [p for p in found if p.requires_grad]}
+            for name, lr, found in groups
+            if found
         ]
 
     def names(self) -> Sequence[str]:
@@ -104,13 +117,13 @@ class E2ETask:
 
     def start_epoch(self, epoch: int, visits: Sequence[Visit]) -> None:
         """Freeze batch statistics if it is time, and begin to read ahead."""
-        begins = epoch == self.freeze_epoch and visits[0].position == 0
+        if self.ranks.size > 1:
+            torch.manual_seed(hash((self.spec.seed, epoch, self.ranks.rank)))
+        begins = epoch == self.freeze_epoch and visits and not visits[0].position
         if begins and has_batchnorm(self.model.encoder):
-            self.measure_batchnorm(visits)
+            self._measure_batchnorm(visits)
         set_batchnorm(self.model.encoder, frozen=epoch >= self.freeze_epoch)
-        if self._ahead is not None:
-            self._ahead.close()
-        self._ahead = ReadAhead(self._draw, visits, self.spec.prefetch)
+        self.reader.start(visits)
 
     @property
     def freeze_epoch(self) -> int:
@@ -119,75 +132,73 @@ class E2ETask:
             return 0 if self.spec.start == "random" else -1
         return math.ceil(self.spec.freeze_after * self.spec.epochs)
 
-    def measure_batchnorm(self, visits: Sequence[Visit]) -> None:
+    def _measure_batchnorm(self, visits: Sequence[Visit]) -> None:
         """Measure the statistics that are frozen from now on, on draws of the first visits."""
-        windows = [
-            visits[i : i + self.spec.together]
-            for i in range(0, min(len(visits), MEASURED_SLIDES), self.spec.together)
-        ]
-        found = (self._pixels(window) for window in windows)
+        step = self.spec.together
+        firsts = range(0, min(len(visits), MEASURED_SLIDES), step)
+        found = (self.reader.whole(visits[i : i + step]) for i in firsts)
         measure_batchnorm(self.model.encoder, (p for p in found if len(p)), self.plan)
-
-    def _pixels(self, visits: Sequence[Visit]) -> Tensor:
-        """Prepared pixels of the slides of some visits that can be read."""
-        draws = [(v, ReadAhead(self._draw, [v], 0)) for v in visits]
-        found = [(v, d) for v, ahead in draws for d in ahead]
-        parts = [self._prepared(v, d) for v, d in found if isinstance(d, Draw)]
-        return torch.cat(parts) if parts else torch.empty(0)
-
-    def _draw(self, visit: Visit) -> Draw:
-        rng = visit.rng(self.spec.seed)
-        return self.train.draw(visit.item, self.spec.instances, rng, self.spec.sampling)
 
     def backward(self, visit: Visit) -> float | None:
         """Forward and backward of one slide."""
         return self.backward_window([visit])[0]
 
     def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
-        """Forward and backward of the slides of one window, `together` at a time."""
-        losses: list[float | None] = []
-        for first in range(0, len(visits), self.spec.together):
-            losses += self._group(visits[first : first + self.spec.together])
-        return losses
+        """Forward and backward of the slides of one window, `together` at a time, shared by all ranks."""
+        places = [i for i, visit in enumerate(visits) if self.reader.mine(visit)]
+        mine = [visits[i] for i in places]
+        losses: list[float | None] = [None] * len(visits)
+        for first in range(0, len(mine), self.spec.together):
+            group = slice(first, first + self.spec.together)
+            for i, loss in zip(places[group], self._group(mine[group]), strict=True):
+                losses[i] = loss
+        if self.spec.distributed == "instances":
+            self.ranks.sum_gradients(self.model.encoder.parameters())
+            return losses
+        self.ranks.sum_gradients(self.network.parameters())
+        return self.ranks.gather_losses(losses, places)
 
     def _group(self, visits: Sequence[Visit]) -> list[float | None]:
-        assert self._ahead is not None
-        found: list[tuple[Visit, Draw]] = []
-        for visit, draw in zip(visits, self._ahead, strict=False):
-            if isinstance(draw, MsamilError):
-                self.faults[self.train.names[visit.item]] = str(draw)
-            else:
-                found.append((visit, draw))
+        found = self.reader.next(visits)
         losses: dict[int, float] = {}
         if found:
-            pixels = torch.cat([self._prepared(visit, draw) for visit, draw in found])
+            pixels = torch.cat([self.reader.prepared(v, d) for v, d in found])
 
             def loss_of(features: Tensor) -> Tensor:
                 total, start = features.new_zeros(()), 0
                 for visit, draw in found:
-                    part = features[start : start + len(draw)]
-                    loss = self._bag_loss(part, draw)
+                    part = features[start : start + len(draw.pixels)]
+                    start += len(draw.pixels)
+                    loss = self._bag_loss(self._gathered(part, draw), draw, visit)
                     losses[visit.position] = float(loss.detach())
                     total = total + loss * visit.weight
-                    start += len(draw)
                 return total
 
             backward(self.model.encoder, pixels, loss_of, self.plan)
         return [losses.get(visit.position) for visit in visits]
 
-    def _prepared(self, visit: Visit, draw: Draw) -> Tensor:
-        """Pixels of one visit on the device, augmented: uint8 (N, 3, H, W), channels last in memory."""
-        pixels = draw.pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        seed = int(visit.rng(self.spec.seed + 1).integers(2**62))
-        generator = torch.Generator().manual_seed(seed)
-        return augment(pixels, self.spec.augment, generator)
+    def _gathered(self, features: Tensor, draw: Draw) -> Tensor:
+        """Features of the whole draw, where ranks share its instances."""
+        if self.spec.distributed != "instances":
+            return features
+        return self.ranks.gather_features(features, len(draw))
 
-    def _bag_loss(self, features: Tensor, draw: Draw) -> Tensor:
+    def _bag_loss(self, features: Tensor, draw: Draw, visit: Visit) -> Tensor:
         target = torch.tensor([draw.label], device=features.device)
         smoothing = self.spec.label_smoothing
-        return F.cross_entropy(
-            self._logits(features, draw), target, label_smoothing=smoothing
-        )
+        with self._same_dropout(visit):
+            logits = self._logits(features, draw)
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+    @contextmanager
+    def _same_dropout(self, visit: Visit) -> Iterator[None]:
+        """Ranks that share a slide must draw the same dropout masks in the aggregator."""
+        if self.ranks.size == 1 or self.spec.distributed != "instances":
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(int(visit.rng(self.spec.seed + 2).integers(2**62)))
+            yield
 
     def _logits(self, features: Tensor, draw: Draw) -> Tensor:
         coords = draw.coords[None].to(features.device, features.dtype)
@@ -210,21 +221,20 @@ class E2ETask:
             SelectionError: Not one slide can be read.
         """
         self.network.eval()
-        rows, labels = [], []
-        for draw in ReadAhead(
-            lambda item: self._eval_draw(pool, item),
-            range(len(pool)),
-            self.spec.prefetch,
-        ):
-            if isinstance(draw, MsamilError):
-                continue
-            rows.append(self._logits(self.encode_all(draw.pixels), draw).float().cpu())
-            labels.append(draw.label)
+        mine = self.ranks.share(len(pool))
+        rows: dict[int, list[float]] = {}
+        ahead = ReadAhead(lambda i: self._eval_draw(pool, i), mine, self.spec.prefetch)
+        for item, draw in zip(mine, ahead, strict=False):
+            if not isinstance(draw, MsamilError):
+                logits = self._logits(self.encode_all(draw.pixels), draw)
+                rows[item] = logits[0].float().tolist()
+        rows = {k: v for part in self.ranks.gather(rows) for k, v in part.items()}
         if not rows:
             raise SelectionError(
                 "None of the validation slides can be read. Check the cohort table."
             )
-        return torch.cat(rows), labels
+        order = sorted(rows)
+        return torch.tensor([rows[i] for i in order]), [pool.labels[i] for i in order]
 
     def _eval_draw(self, pool: PatchPool, item: int) -> Draw:
         rng = np.random.default_rng([self.spec.seed, item, 104729])

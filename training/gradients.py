@@ -37,11 +37,13 @@ class StepPlan:
         mode: One of `MODES`.
         chunk: Patches per encoder call where the mode works in chunks.
         precision: `fp32`, `bf16` or `fp16` for the encoder; features leave it in float32 (float64 stays).
+        pad: Fill a short chunk up to `chunk` patches, so that a compiled encoder sees one shape only.
     """
 
     mode: str = "none"
     chunk: int = 20
     precision: str = "fp32"
+    pad: bool = False
 
 
 def backward(
@@ -82,8 +84,12 @@ def backward(
 def encode(encoder: nn.Module, pixels: Tensor, plan: StepPlan) -> Tensor:
     """Features (N, D) of patches (N, 3, H, W) at the plan's precision, returned in float32 or float64."""
     dtype = _DTYPES.get(plan.precision)
+    count = len(pixels)
+    if plan.pad and count < plan.chunk:
+        missing = plan.chunk - count
+        pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
     with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
-        features: Tensor = encoder(pixels)
+        features: Tensor = encoder(pixels)[:count]
     return features if features.dtype == torch.float64 else features.float()
 
 

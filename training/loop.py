@@ -8,9 +8,7 @@ and resumed takes the same steps as one that was not, bit for bit on a CPU in fl
 from __future__ import annotations
 
 import math
-import signal
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,36 +17,20 @@ import torch
 
 from napari_msamil.errors import MsamilError
 
+from .ranks import ONE_RANK, Ranks
 from .state import BEST, LAST, load_state, rng_state, save_state, set_rng_state
+from .stopping import stop_on_signal
+from .visits import Visit as Visit
+from .visits import class_weights, epoch_visits, schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import nn
 
     from .config import LoopSpec
     from .log import RunLog
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One visit of one training item.
-
-    Attributes:
-        item: Index of the item.
-        epoch, position: When; together with the seed they determine every draw.
-        weight: What the loss is multiplied with before backward (accumulation, class weight).
-    """
-
-    item: int
-    epoch: int
-    position: int
-    weight: float
-
-    def rng(self, seed: int) -> np.random.Generator:
-        """The generator of this visit, the same whenever the visit is repeated."""
-        return np.random.default_rng([seed, self.epoch, self.position, 7919])
 
 
 class Task(Protocol):
@@ -140,7 +122,13 @@ class FitResult:
 
 
 def fit(
-    task: Task, spec: LoopSpec, folder: Path, log: RunLog, *, resume: bool = False
+    task: Task,
+    spec: LoopSpec,
+    folder: Path,
+    log: RunLog,
+    *,
+    resume: bool = False,
+    ranks: Ranks = ONE_RANK,
 ) -> FitResult:
     """Train until the end, early stopping, or a signal.
 
@@ -150,11 +138,12 @@ def fit(
         folder: Gets `state.pt` after each epoch and `best.pt` at each improvement.
         log: Where figures go.
         resume: Go on from `state.pt` in the folder.
+        ranks: The processes that train together; the first one writes.
 
     Raises:
         MsamilError: The loss is not a number; the message names the item.
     """
-    run = TrainingRun(task, spec, folder, log)
+    run = TrainingRun(task, spec, folder, log, ranks)
     if resume and (folder / LAST).is_file():
         run.load()
     with stop_on_signal() as stopped:
@@ -164,8 +153,16 @@ def fit(
 class TrainingRun:
     """The loop with its optimiser and schedule; `save` may be overridden."""
 
-    def __init__(self, task: Task, spec: LoopSpec, folder: Path, log: RunLog) -> None:
+    def __init__(
+        self,
+        task: Task,
+        spec: LoopSpec,
+        folder: Path,
+        log: RunLog,
+        ranks: Ranks = ONE_RANK,
+    ) -> None:
         self.task, self.spec, self.folder, self.log = task, spec, folder, log
+        self.ranks = ranks
         self.groups = task.parameter_groups()
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[spec.optimizer]
         self.optimizer = kind(
@@ -209,7 +206,7 @@ class TrainingRun:
         for first in range(self.at.position, len(visits), size):
             self._step(visits[first : first + size])
             self.at.position = min(first + size, len(visits))
-            if stopped:
+            if self.ranks.any(bool(stopped)):
                 self.save()
                 self.log.note("Stopped by a signal; go on with --resume.")
                 return False
@@ -316,6 +313,9 @@ class TrainingRun:
 
     def save(self, name: str = LAST, figures: dict[str, float] | None = None) -> None:
         """Write the whole state under `name` in the run's folder."""
+        self.saved_at = time.monotonic()
+        if not self.ranks.first:
+            return
         position = {**vars(self.at), "seconds": self._seconds()}
         save_state(
             self.folder / name,
@@ -329,7 +329,6 @@ class TrainingRun:
                 "description": self.task.description(),
             },
         )
-        self.saved_at = time.monotonic()
 
     def load(self) -> None:
         """Go on from the folder's last state."""
@@ -339,63 +338,3 @@ class TrainingRun:
         self.at = Position(**state["position"])
         set_rng_state(state["rng"])
         self.log.event("resume", epoch=self.at.epoch, step=self.at.step)
-
-
-def epoch_visits(labels: Sequence[int], spec: LoopSpec, epoch: int) -> list[Visit]:
-    """The visits of one epoch, in order: a permutation, or draws that even out the classes.
-
-    The weight of a visit is one over the number of visits of its accumulation window.
-    """
-    rng = np.random.default_rng([spec.seed, epoch])
-    count = len(labels)
-    if spec.balance == "sampler":
-        share = class_weights(np.asarray(labels))[np.asarray(labels)]
-        order = rng.choice(count, size=count, p=share / share.sum())
-    else:
-        order = rng.permutation(count)
-    windows = [
-        min(spec.accumulate, count - start)
-        for start in range(0, count, spec.accumulate)
-    ]
-    return [
-        Visit(int(item), epoch, place, 1.0 / windows[place // spec.accumulate])
-        for place, item in enumerate(order)
-    ]
-
-
-def class_weights(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Weight per class, inverse to its frequency, with mean one over the items."""
-    counts = np.bincount(labels)
-    weights = np.where(counts > 0, len(labels) / np.maximum(counts, 1), 0.0)
-    return np.asarray(weights / (counts > 0).sum())
-
-
-def schedule(step: int, total: int, spec: LoopSpec) -> float:
-    """Share of the base learning rate at a step: linear warm-up, then half a cosine down to `final_lr`."""
-    rise = int(spec.warmup * total)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    along = (step - rise) / max(total - rise, 1)
-    return spec.final_lr + (1 - spec.final_lr) * 0.5 * (1 + math.cos(math.pi * along))
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """A list that gets the signal's number when the process is asked to end; the loop then saves and leaves.
-
-    Only in the main thread; elsewhere the list stays empty.
-    """
-    received: list[int] = []
-    try:
-        old = {
-            name: signal.signal(name, lambda number, _frame: received.append(number))
-            for name in (signal.SIGTERM, signal.SIGINT)
-        }
-    except ValueError:
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for name, handler in old.items():
-            signal.signal(name, handler)

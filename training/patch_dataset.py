@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from napari_msamil.config import Strategy
-from napari_msamil.errors import CohortError, MsamilError
+from napari_msamil.errors import CohortError, MsamilError, SelectionError
 from napari_msamil.patch_reader import read_patches
 from napari_msamil.patches import make_grid
 from napari_msamil.slide import open_slide
@@ -45,9 +45,10 @@ class Draw:
     Attributes:
         slide: Name of the slide.
         label: Class index.
-        pixels: uint8 (N, H, W, 3).
+        pixels: uint8 (M, H, W, 3), the patches of `part`.
         coords: float32 (N, 2), corners as shares of the slide, x then y.
         scale: int64 (N,).
+        part: Which of the N patches have pixels here: all, or a rank's share.
     """
 
     slide: str
@@ -55,9 +56,10 @@ class Draw:
     pixels: Tensor
     coords: Tensor
     scale: Tensor
+    part: slice = field(default_factory=lambda: slice(None))
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.scale)
 
 
 class PatchPool:
@@ -112,16 +114,38 @@ class PatchPool:
         return self._grids[item]
 
     def draw(
-        self, item: int, count: int, rng: np.random.Generator, sampling: str = "uniform"
+        self,
+        item: int,
+        count: int,
+        rng: np.random.Generator,
+        sampling: str = "uniform",
+        span: Callable[[int], slice] | None = None,
+        scale: int | None = None,
     ) -> Draw:
         """Draw patches without replacement; all where there are fewer, or where `count` is 0.
+
+        Args:
+            item: The slide.
+            count: How many.
+            rng: Decides.
+            sampling: `uniform` or `stratified`, see `choose`.
+            span: Which part of N drawn patches is read; None reads all.
+            scale: Index of the only scale that is drawn from; None draws from all.
 
         Raises:
             MsamilError: The slide, or any drawn patch, cannot be read.
         """
         grid = self.grid(item)
-        chosen = choose(grid.scale, count, rng, sampling)
-        pixels = self._read(item, grid, chosen)
+        those = np.arange(len(grid))
+        if scale is not None:
+            those = np.flatnonzero(grid.scale == scale)
+            if not len(those):
+                raise SelectionError(
+                    f"{self.rows[item].path.name} has no tissue patch of that scale."
+                )
+        chosen = those[choose(grid.scale[those], count, rng, sampling)]
+        part = slice(None) if span is None else span(len(chosen))
+        pixels = self._read(item, grid, chosen[part])
         size = np.asarray(grid.size_wh0, np.float64)
         shares = (grid.coords_xy0[chosen] / size).astype(np.float32)
         return Draw(
@@ -130,6 +154,7 @@ class PatchPool:
             torch.from_numpy(pixels),
             torch.from_numpy(shares),
             torch.from_numpy(grid.scale[chosen].astype(np.int64)),
+            part,
         )
 
     def _read(

@@ -16,6 +16,7 @@ from napari_msamil.config import (
 from napari_msamil.device import choose_runtime
 from napari_msamil.slide.write import write_pyramid_tiff
 from training.config import AugmentSpec, E2ESpec
+from training.ranks import ONE_RANK, Ranks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,11 +81,26 @@ def write_cohort(folder: Path, splits: str = "train,train,train,train,val,val") 
     return table
 
 
-def tiny_task(table: Path, spec: E2ESpec | None = None) -> E2ETask:
+def tiny_task(
+    table: Path, spec: E2ESpec | None = None, ranks: Ranks = ONE_RANK
+) -> E2ETask:
     """The task over a written cohort, on the CPU in float32."""
     from training.cohort import read_cohort
     from training.e2e import make_task
 
     cohort = read_cohort(table, classes=CLASSES)
     runtime = choose_runtime("cpu", "fp32")
-    return make_task(tiny_config(), spec or tiny_spec(), cohort, runtime)
+    return make_task(tiny_config(), spec or tiny_spec(), cohort, runtime, ranks)
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe with the tiny model and one epoch."""
+    import tomli_w
+
+    tables = {
+        "model": tiny_config().model_dump(mode="json", exclude_none=True),
+        "e2e": tiny_spec(epochs=1).model_dump(mode="json", exclude_none=True),
+    }
+    path = folder / "recipe.toml"
+    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    return path

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_msamil.device import Precision, Runtime
 from napari_msamil.errors import CohortError, ConfigError, MsamilError
 from training.augment import augment, change_density, turn_and_flip
 from training.cli import main
@@ -22,7 +23,7 @@ from training.log import read_log
 from training.patch_dataset import choose
 from training.state import load_state
 
-from .e2e_parts import tiny_spec, tiny_task, write_cohort
+from .e2e_parts import tiny_spec, tiny_task, write_cohort, write_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,6 +254,39 @@ def test_a_loss_that_is_no_number_names_the_slide(table: Path, tmp_path: Path) -
         train(task, tmp_path)
 
 
+def test_the_dry_run_says_what_is_there_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_cohort(tmp_path, "train,train,train,val")
+    (tmp_path / "s1.tiff").write_bytes(b"no slide")
+    words = ["e2e", "--cohort", str(table), "-o", str(tmp_path / "o"), "--check"]
+    words += ["--config", str(write_recipe(tmp_path)), "--device", "cpu"]
+    assert main([*words, "--precision", "fp32"]) == 1
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["classes"] == {"pale": 2, "dark": 1}
+    assert "s1" in said.err
+    assert set(report["slides"]["train"]["s0"]) == {"20x", "10x", "5x"}
+    assert report["step"]["loss"] == pytest.approx(math.log(2), abs=0.4)
+    assert report["memory_gb"]["chunked"] <= report["memory_gb"]["none"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_automatic_memory_is_the_fastest_mode_that_fits(table: Path) -> None:
+    assert tiny_task(table, tiny_spec(memory="auto")).plan.mode == "none"
+    tight = tiny_spec(memory="auto", memory_gb=0.006, chunk=2, instances=200)
+    assert tiny_task(table, tight).plan.mode in ("selective", "two-pass")
+
+
+def test_half_precision_with_a_short_range_is_refused(table: Path) -> None:
+    from training.e2e import make_plan
+
+    task = tiny_task(table)
+    runtime = Runtime("cpu", Precision.FP16, channels_last=True)
+    with pytest.raises(ConfigError, match="bf16"):
+        make_plan(task.model, task.config, task.spec, runtime)
+
+
 def test_a_label_the_model_does_not_know_is_named(table: Path, tmp_path: Path) -> None:
     from napari_msamil.device import choose_runtime
     from training.cohort import read_cohort
@@ -278,14 +312,7 @@ def test_start_weights_that_cannot_be_fetched_say_what_to_do(
 def test_the_command_writes_state_log_and_configuration(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from .e2e_parts import tiny_config
-
-    recipe = tmp_path / "r.toml"
-    import tomli_w
-
-    model = dict(tiny_config().model_dump(mode="json", exclude_none=True).items())
-    e2e = tiny_spec(epochs=1).model_dump(mode="json")
-    recipe.write_text(tomli_w.dumps({"model": model, "e2e": e2e}), encoding="utf-8")
+    recipe = write_recipe(tmp_path)
     words = [
         "e2e",
         "--config",
@@ -308,21 +335,33 @@ def test_the_command_writes_state_log_and_configuration(
 
 def test_turning_keeps_every_grey_value_of_every_patch() -> None:
     pixels = torch.randint(0, 256, (9, 3, 5, 5), dtype=torch.uint8)
-    turned = turn_and_flip(pixels, torch.Generator().manual_seed(0))
+    turned = turn_and_flip(pixels, torch.arange(9) % 8)
     assert torch.equal(
         turned.flatten(2).sort(2).values, pixels.flatten(2).sort(2).values
     )
-    assert not torch.equal(turned, pixels)
+    assert torch.equal(turned[[0, 8]], pixels[[0, 8]])
+    assert torch.equal(turned[1], torch.rot90(pixels[1], 1, (1, 2)))
+    assert torch.equal(turned[4], pixels[4].flip(2))
 
 
-def test_stain_changes_the_density_of_a_visit_by_one_factor_per_channel() -> None:
+def test_density_is_changed_by_the_factor_of_its_channel() -> None:
     pixels = torch.randint(20, 230, (4, 3, 6, 6), dtype=torch.uint8)
-    spec = AugmentSpec(stain=0.3, brightness=0)
-    changed = change_density(pixels, spec, torch.Generator().manual_seed(1))
+    factor = torch.tensor([0.8, 1.0, 1.25]).reshape(1, 3, 1, 1)
+    changed = change_density(pixels, factor)
     before, after = (-((p.double() + 1) / 256).log() for p in (pixels, changed))
-    factors = after.sum((2, 3)) / before.sum((2, 3))
-    assert torch.allclose(factors, factors[:1].expand(4, 3), atol=0.02)
-    assert float(factors.std(1).mean()) > 0.02
+    found = after.sum((0, 2, 3)) / before.sum((0, 2, 3))
+    assert torch.allclose(found, factor.flatten().double(), atol=0.01)
+
+
+def test_a_rank_changes_its_patches_as_one_process_does() -> None:
+    pixels = torch.randint(0, 256, (7, 3, 5, 5), dtype=torch.uint8)
+    spec = AugmentSpec(stain=0.2, noise=2)
+    whole = augment(pixels, spec, torch.Generator().manual_seed(3))
+    for part in (slice(0, 3), slice(3, 7)):
+        alone = augment(
+            pixels[part], spec, torch.Generator().manual_seed(3), len(pixels), part
+        )
+        assert torch.equal(alone, whole[part])
 
 
 def test_augmentation_depends_on_its_generator_alone() -> None:

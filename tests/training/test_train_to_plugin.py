@@ -73,7 +73,7 @@ def test_the_mil_stage_continues_and_is_published_over_the_end_to_end_model(
     recipe = tmp_path / "r.toml"
     tables = {
         "model": tiny_config().model_dump(mode="json", exclude_none=True),
-        "e2e": tiny_spec(epochs=1).model_dump(mode="json"),
+        "e2e": tiny_spec(epochs=1).model_dump(mode="json", exclude_none=True),
         "mil": {"epochs": 2, "patience": 0},
         "stages": [
             _stage(
