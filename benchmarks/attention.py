@@ -2,7 +2,7 @@
 
 The N × N path is what `scaled_dot_product_attention` does by itself with queries narrower than values. Times come
 from one process per size in which both paths take turns, so that a busy machine slows both; the ratio is the
-median of the ratios of the turns. Memory comes from one process per case, so that each has a peak of its own.
+median of the ratios of the turns. CPU seconds on one thread say how much work there is whatever else the machine does. Memory comes from one process per case, so that each has a peak of its own.
 Run it on Linux or macOS:
 
     python -m benchmarks.attention --out attention.json
@@ -64,27 +64,33 @@ def build(what: str, n: int) -> Callable[[str], Any]:
 
 
 def time_pair(what: str, n: int, repeats: int) -> dict[str, Any]:
-    """Both paths in turns: median seconds, median ratio, largest difference of the answers."""
+    """Both paths in turns: median wall seconds on all threads, CPU seconds on one, ratios, largest difference."""
     import torch
 
     call = build(what, n)
-    seconds: dict[str, list[float]] = {"fused": [], "n x n": []}
+    threads = torch.get_num_threads()
+    row: dict[str, Any] = {"what": what, "n": n, "threads": threads}
     with torch.inference_mode():
-        difference = float((call("fused") - call("n x n")).abs().max())
-        for _ in range(repeats):
-            for path, found in seconds.items():
-                start = time.perf_counter()
-                call(path)
-                found.append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(seconds["fused"], seconds["n x n"], strict=True)]
-    medians = {path: statistics.median(found) for path, found in seconds.items()}
-    return {
-        "what": what,
-        "n": n,
-        "seconds": medians,
-        "ratio": statistics.median(ratios),
-        "max_abs_diff": difference,
-    }
+        row["max_abs_diff"] = float((call("fused") - call("n x n")).abs().max())
+        row["wall"] = take_turns(call, repeats, time.perf_counter)
+        torch.set_num_threads(1)
+        row["cpu"] = take_turns(call, repeats, time.process_time)
+    return row
+
+
+def take_turns(
+    call: Callable[[str], Any], repeats: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds of each path and median of the ratios of neighbouring turns."""
+    turns: dict[str, list[float]] = {"fused": [], "n x n": []}
+    for _ in range(repeats):
+        for path, found in turns.items():
+            start = clock()
+            call(path)
+            found.append(clock() - start)
+    ratios = [b / a for a, b in zip(turns["fused"], turns["n x n"], strict=True)]
+    medians = {path: statistics.median(found) for path, found in turns.items()}
+    return {**medians, "ratio": statistics.median(ratios)}
 
 
 def measure_memory(what: str, n: int, path: str) -> dict[str, Any]:
@@ -109,13 +115,19 @@ def run_alone(*case: str) -> dict[str, Any]:
 
 def table(times: list[dict[str, Any]], memory: list[dict[str, Any]]) -> str:
     """Both results as Markdown."""
-    lines = ["| what | N | fused s | N × N s | times faster | largest difference |"]
-    lines.append("|---|---|---|---|---|---|")
-    lines += [
-        f"| {r['what']} | {r['n']} | {r['seconds']['fused']:.2f} | {r['seconds']['n x n']:.2f} "
-        f"| {r['ratio']:.1f} | {r['max_abs_diff']:.1e} |"
-        for r in times
+    lines = [
+        "| what | N | clock | fused s | N × N s | times faster | largest difference |"
     ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for r in times:
+        for clock, label in (
+            ("wall", f"wall, {r['threads']} threads"),
+            ("cpu", "CPU, 1 thread"),
+        ):
+            lines.append(
+                f"| {r['what']} | {r['n']} | {label} | {r[clock]['fused']:.2f} | {r[clock]['n x n']:.2f} "
+                f"| {r[clock]['ratio']:.1f} | {r['max_abs_diff']:.1e} |"
+            )
     lines += ["", "| what | N | path | extra MB |", "|---|---|---|---|"]
     lines += [
         f"| {r['what']} | {r['n']} | {r['path']} | {r['extra_mb']:.0f} |"
@@ -128,7 +140,7 @@ def main() -> None:
     """Run everything, or the one case a parent process names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("attention.json"))
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
