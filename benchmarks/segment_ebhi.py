@@ -119,7 +119,7 @@ def main() -> None:
     assert small is not None
     network = small.model_copy(update={"channels": ("lesion",), "size_px": args.size})
     spec = SegmentSpec(
-        epochs=args.epochs, patience=0, accumulate=4, lr=2e-3, seed=args.seed
+        epochs=args.epochs, patience=0, accumulate=8, lr=3e-3, seed=args.seed
     )
     rows: list[CohortRow] = rows_of(args.data)
     lines: list[dict[str, Any]] = []
