@@ -107,16 +107,3 @@ def true_class_scores(
     """Sum of probabilities (N,) of all classes at least as likely as the true one."""
     own = probabilities[np.arange(len(labels)), labels]
     return np.asarray((probabilities * (probabilities >= own[:, None])).sum(axis=1))
-
-
-def conformal_set(
-    probabilities: NDArray[np.floating], threshold: float
-) -> tuple[int, ...]:
-    """Classes of one slide (C,), the likeliest first: those whose sum up to themselves stays within the threshold.
-
-    The likeliest class is always in the set.
-    """
-    order = np.argsort(-probabilities, kind="stable")
-    sums = np.cumsum(probabilities[order])
-    count = int((sums <= threshold + 1e-9).sum())
-    return tuple(int(c) for c in order[: max(count, 1)])

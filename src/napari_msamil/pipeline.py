@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.checkpoint import LoadedModel, load_checkpoint
+from napari_msamil.class_sets import uncertainty_warnings
 from napari_msamil.config import Fallback, PatchSpec, Strategy
 from napari_msamil.device import Runtime, choose_runtime
 from napari_msamil.feature_store import FeatureStore
@@ -239,19 +240,23 @@ class _Job:
         timings = {**self.timings, **bag.timings_s, "aggregate": now - start}
         timings["total"] = now - self.start
         config = self.loaded.config
+        probabilities = _softmax(logits / config.temperature)
+        doubts = uncertainty_warnings(
+            self.loaded.provenance, config.classes, probabilities
+        )
         return SlideResult(
             info=self.slide.info,
             model_name=config.name,
             model_sha256=self.loaded.sha256,
             classes=config.classes,
             logits=logits,
-            probabilities=_softmax(logits / config.temperature),
+            probabilities=probabilities,
             grid=bag.grid,
             mask=self.mask,
             features=bag.features.copy() if partial else bag.features,
             valid=bag.valid.copy() if partial else bag.valid,
             timings_s=timings,
-            warnings=(*self.warnings, *_bag_warnings(bag)),
+            warnings=(*self.warnings, *_bag_warnings(bag), *doubts),
             partial=partial,
             command=self.command(),
             software=dict(_software()),

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_msamil.checkpoint import read_header, save_checkpoint
+from napari_msamil.class_sets import conformal_set, uncertainty_warnings
 from napari_msamil.config import AggregatorSpec, EncoderSpec, ModelConfig
 from napari_msamil.errors import CheckpointError, CohortError
 from training import metrics
 from training.calibration import (
     calibrate,
-    conformal_set,
     conformal_threshold,
     fit_temperature,
 )
@@ -86,6 +86,16 @@ def test_a_set_grows_with_its_threshold_and_starts_with_the_likeliest(
     assert found[0] == int(np.argmax(p))
     assert len(found) <= len(conformal_set(p, min(threshold + 0.2, 1.0)))
     assert len(conformal_set(p, 1.0)) == len(p)
+
+
+def test_the_plugin_says_when_a_calibrated_model_is_not_sure():
+    doubtful, sure = np.array([0.5, 0.1, 0.4]), np.array([0.97, 0.02, 0.01])
+    story = {"calibration": {"set_threshold": 0.95, "coverage": 0.9}}
+    assert uncertainty_warnings(story, "abc", doubtful) == (
+        "The model is not sure: with 90 % coverage the class is one of a, c.",
+    )
+    assert uncertainty_warnings(story, "abc", sure) == ()
+    assert uncertainty_warnings({}, "abc", doubtful) == ()
 
 
 @pytest.fixture
