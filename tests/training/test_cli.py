@@ -22,7 +22,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(verb in text for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["e2e", "extract", "publish", "run"])
+@pytest.mark.parametrize("verb", ["e2e", "extract", "publish", "run", "dino"])
 def test_each_verb_explains_itself(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
