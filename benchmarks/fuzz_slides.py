@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import queue
 import random
@@ -22,8 +23,9 @@ import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
-SECONDS_PER_FILE = 40.0
-BATCH = 60
+SECONDS_PER_FILE = 120.0
+SECONDS_TO_IMPORT = 900.0
+BATCH = 300
 MEMORY_LIMIT = 6 << 30
 SEED_FOLDERS = ("slides", "images", "masks")
 LARGEST_SEED = 4 << 20
@@ -133,6 +135,8 @@ def child(folder: Path) -> None:
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    importlib.import_module("napari_msamil.slide.pyramid")
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         name = line.strip()
         print(json.dumps({"start": name}), flush=True)
@@ -162,17 +166,19 @@ def run_batch(folder: Path, names: list[str]) -> dict[str, str]:
         threading.Thread(target=pump, daemon=True).start()
         process.stdin.write("\n".join(waiting) + "\n")
         process.stdin.close()
-        current = waiting[0]
+        current, patience = waiting[0], SECONDS_TO_IMPORT
         while True:
             try:
-                line = lines.get(timeout=SECONDS_PER_FILE)
+                line = lines.get(timeout=patience)
             except queue.Empty:
                 process.kill()
                 outcomes[current] = "HANG"
                 break
             if line is None:
                 break
-            message = json.loads(line)
+            message, patience = json.loads(line), SECONDS_PER_FILE
+            if "ready" in message:
+                continue
             if "start" in message:
                 current = message["start"]
             else:

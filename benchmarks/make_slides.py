@@ -46,6 +46,23 @@ def jpeg_slide(
     return path
 
 
+def repeated_png(seed: Path, path: Path, side: int) -> Path:
+    """A square PNG of a side."""
+    import pyvips
+
+    if not path.exists():
+        with open_slide(seed) as slide:
+            pixels = slide.read_level(0, (0, 0), slide.info.size_wh0)
+        image = pyvips.Image.new_from_array(pixels, interpretation="srgb")
+        across, down = math.ceil(side / image.width), math.ceil(side / image.height)
+        beside = path.with_name(f".{path.name}")
+        image.replicate(across, down).crop(0, 0, side, side).pngsave(
+            str(beside), compression=1
+        )
+        beside.replace(path)
+    return path
+
+
 def jpeg2000_slide(seed: Path, path: Path, width: int, height: int) -> Path:
     """A tiled JPEG 2000 slide of levels 1, 4 and 16; sides are multiples of 4096."""
     import imagecodecs

@@ -1,10 +1,11 @@
 """Slides in napari: open to first paint, pan and jump stalls, 2048² views, peak memory; ours against the plainest means.
 
-The plain means is what a user would type: level arrays of tifffile's zarr store (or, for NDPI, one `read_region` per
-dask block), given to `add_image` as they are; a file of one level is given as one level. Each case runs in a process of
+The plain means is what a user would type: one `read_region` per dask block of 512², level by level, given to `add_image`;
+a file of one level is given as one level. Each case runs in a process of
 its own, under Xvfb where there is no display, so that peaks of memory are its own.
 
     python -m benchmarks.slides --data DATA_FOLDER --scratch FOLDER [--large] [--json FILE]
+    python -m benchmarks.slides --data DATA_FOLDER --scratch FOLDER --convert 60000
 """
 
 from __future__ import annotations
@@ -38,44 +39,26 @@ def peak_mb() -> float:
 def plain_layers(path: Path) -> tuple[Any, dict[str, Any]]:
     """The file as a user without this plugin would show it."""
     import dask.array as da
-    import tifffile
-    import zarr
+    import openslide
 
-    if path.suffix == ".ndpi":
-        import openslide
+    slide = openslide.OpenSlide(path)
 
-        slide = openslide.OpenSlide(path)
+    def block(level: int, block_info: Any = None) -> Any:
+        (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
+        factor = slide.level_downsamples[level]
+        corner = (int(x0 * factor), int(y0 * factor))
+        return np.asarray(slide.read_region(corner, level, (x1 - x0, y1 - y0)))[..., :3]
 
-        def block(level: int, size: tuple[int, int], block_info: Any = None) -> Any:
-            (y0, y1), (x0, x1), _ = block_info[None]["array-location"]
-            factor = slide.level_downsamples[level]
-            region = slide.read_region(
-                (int(x0 * factor), int(y0 * factor)), level, (x1 - x0, y1 - y0)
+    levels = []
+    for level, (w, h) in enumerate(slide.level_dimensions):
+        spans = [tuple(min(512, n - i) for i in range(0, n, 512)) for n in (h, w)]
+        meta = np.empty((0, 0, 0), np.uint8)
+        levels.append(
+            da.map_blocks(
+                block, level, chunks=(*spans, (3,)), dtype=np.uint8, meta=meta
             )
-            return np.asarray(region)[..., :3]
-
-        levels = []
-        for level, (w, h) in enumerate(slide.level_dimensions):
-            spans = [tuple(min(1024, n - i) for i in range(0, n, 1024)) for n in (h, w)]
-            levels.append(
-                da.map_blocks(
-                    block,
-                    level,
-                    (w, h),
-                    chunks=(*spans, (3,)),
-                    dtype=np.uint8,
-                    meta=np.empty((0, 0, 0), np.uint8),
-                )
-            )
-        return levels, {"multiscale": True, "rgb": True}
-    with tifffile.TiffFile(path) as tiff:
-        count = len(tiff.series[0].levels)
-    stores = [
-        zarr.open(tifffile.imread(path, aszarr=True, level=level), mode="r")
-        for level in range(count)
-    ]
-    levels = [da.from_zarr(store) for store in stores]
-    if count == 1:
+        )
+    if len(levels) == 1:
         return levels[0], {"rgb": True}
     return levels, {"multiscale": True, "rgb": True}
 
@@ -236,7 +219,21 @@ def view_case(path: Path, _how: str, _async: bool) -> dict[str, float]:
     return found
 
 
-CASES = {"show": show_case, "view": view_case}
+def convert_case(path: Path, _how: str, _async: bool) -> dict[str, float]:
+    """Convert a PNG beside itself."""
+    from napari_msamil.progress import finish
+    from napari_msamil.slide.convert import convert_image
+
+    began = time.perf_counter()
+    target = finish(
+        convert_image(path, path.with_suffix(".tiff"), mpp=0.5, objective=20)
+    )
+    seconds = time.perf_counter() - began
+    target.unlink()
+    return {"seconds": seconds, "peak_mb": peak_mb()}
+
+
+CASES = {"show": show_case, "view": view_case, "convert": convert_case}
 
 
 def run_case(
@@ -292,6 +289,13 @@ def all_files(data: Path, scratch: Path, large: bool) -> dict[str, Path]:
     return files
 
 
+def large_png(seed: Path, scratch: Path, side: int) -> Path:
+    from benchmarks.make_slides import repeated_png
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    return repeated_png(seed, scratch / f"{side}.png", side)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -304,6 +308,9 @@ def main() -> None:
         help="also 100000 × 80000, and a large file of one level",
     )
     parser.add_argument("--only", help="only files whose name contains this")
+    parser.add_argument(
+        "--convert", type=int, metavar="SIDE", help="only: convert a PNG of this side"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -318,6 +325,14 @@ def main() -> None:
         os._exit(0)  # Qt and dask threads need no farewell in a measuring process
     if args.data is None or args.scratch is None:
         parser.error("--data and --scratch are needed")
+    if args.convert:
+        png = large_png(
+            args.data / "slides" / "CMU-1-Small-Region.svs", args.scratch, args.convert
+        )
+        print(
+            f"{args.convert} × {args.convert} PNG of {png.stat().st_size / 1e6:.0f} MB: {run_case('convert', png)}"
+        )
+        return
     os.environ["MSAMIL_CACHE"] = str(args.scratch / "cache")
     results = {}
     for name, path in all_files(args.data, args.scratch, args.large).items():
