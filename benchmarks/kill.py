@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from napari_msamil import export, inference, pipeline, report
+from napari_msamil import inference
 from napari_msamil.batch import BatchOptions, classify_many
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
 FORK = multiprocessing.get_context("fork")
-USED = (export, pipeline, report)
-"""Imported before forking."""
 
 
 def classify(slide: Path, model: Path, folder: Path, pipe: Connection) -> None:
@@ -86,6 +84,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("kill.json"))
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    torch.set_num_threads(1)  # no thread pool may exist when forking
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        classify(args.slide, args.model, folder, FORK.Pipe()[1])  # imports everything
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.monotonic()
