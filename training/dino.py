@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from .cohort import Cohort
 
+RESULT = "result.json"
+"""Written when the training has ended: other stages wait for it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `msamil-train dino`."""
@@ -73,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     said = asdict(result)
     text = json.dumps({k: said[k] for k in ("epochs", "seconds", "reason", "skipped")})
     print(text)  # noqa: T201
+    if result.reason != "stopped":
+        (args.out / RESULT).write_text(text + "\n", encoding="utf-8")
     return 130 if result.reason == "stopped" else 0
 
 

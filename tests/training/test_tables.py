@@ -151,6 +151,26 @@ def test_recipes_of_methods_are_toml_and_name_the_scales(walk, tmp_path):
         assert recipe["mil"]["scales"] == scales
 
 
+def test_stages_of_table_3_are_a_recipe_whose_folds_cannot_mix(tmp_path):
+    from training.config import checked, read_recipe
+    from training.run import RunSpec
+    from training.table_training import stages_toml
+    from training.table_work import TableOptions, TableWork
+
+    options = TableOptions(tmp_path / "cohort.csv", tmp_path, overrides=("e2e.epochs=2",))
+    path = tmp_path / "stages.toml"
+    text = stages_toml(
+        TableWork(options, "msamil-3"), "e2e", ["--set", "e2e.instances=8"]
+    )
+    path.write_text(text, encoding="utf-8")
+    stages = checked(RunSpec, {"stages": read_recipe(path)["stages"]}, "recipe").stages
+    assert [s.verb for s in stages] == ["e2e", "publish", "extract", "mil"]
+    assert all(s.makes.startswith("{out}/") for s in stages)
+    assert "--set e2e.instances=8 --set e2e.epochs=2" in stages[0].args
+    for stage in (stages[0], stages[3]):
+        assert "--splits {splits} --fold {fold}" in stage.args
+
+
 def test_toml_is_written_as_it_is_read():
     content = {
         "a": {
