@@ -130,7 +130,9 @@ def _gallery(
     yield f"<h2>{escape(title)}</h2>"
     best = np.argsort(scores, kind="stable")[::-1][:TOP_PATCHES]
     figures = [
-        _figure(int(i), float(scores[i]), result, slide) for i in best if result.valid[i]
+        _figure(int(i), float(scores[i]), result, slide)
+        for i in best
+        if result.valid[i]
     ]
     yield f'<div class="patches">{"".join(figures)}</div>'
 
