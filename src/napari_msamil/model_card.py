@@ -52,11 +52,21 @@ def model_facts(header: CheckpointHeader) -> list[tuple[str, str]]:
 
 
 def _figures(metrics: Any) -> str:
-    """Metrics on one line; numbers to three digits."""
+    """ACC and AUC with their 95 % intervals, and on how many slides."""
     if not isinstance(metrics, dict):
         return ""
-    parts = []
-    for name, value in metrics.items():
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        parts.append(f"{name} {shown}")
+    pooled = metrics.get("pooled", metrics)
+    parts = [
+        f"{name.upper()} {_with_interval(pooled[name])}"
+        for name in ("acc", "auc")
+        if name in pooled
+    ]
+    if "slides" in metrics:
+        parts.append(f"on {metrics['slides']} held-out slides")
     return ", ".join(parts)
+
+
+def _with_interval(figure: Any) -> str:
+    if isinstance(figure, dict):
+        return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return f"{figure:.3f}" if isinstance(figure, float) else str(figure)
