@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 
 from napari_msamil.gui.slide_queue import uncertainty
-from napari_msamil.gui.worklist import CLASS_C, PROB_C, SLIDE_C, STATE_C, WorklistWidget
+from napari_msamil.gui.worklist_table import CLASS_C, PROB_C, SLIDE_C, STATE_C
 from tests.gui.conftest import busy_threads
+
+if TYPE_CHECKING:
+    from napari_msamil.gui.worklist import WorklistWidget
 
 pytestmark = pytest.mark.gui
 PATIENCE = 120_000
@@ -66,7 +70,9 @@ def test_queue_run_resume_judge_and_export(
     assert worklist.table.rowCount() == 3
     qtbot.waitUntil(
         lambda: (
-            not worklist.table.item(worklist._row_of("a one"), SLIDE_C).icon().isNull()
+            not worklist.table.item(worklist.table.row_of("a one"), SLIDE_C)
+            .icon()
+            .isNull()
         ),
         timeout=PATIENCE,
     )
@@ -106,7 +112,7 @@ def test_numbers_sort_as_numbers(worklist, qtbot, slides):
 def test_double_click_opens_the_slide_with_its_answer(worklist, qtbot, slides):
     worklist.add([slides / "a one.svs"])
     run(worklist, qtbot)
-    worklist.open_row(0)
+    worklist.table.wanted.emit("a one")
     assert worklist.session.slide.info.name == "a one"
     assert worklist.session.result.prediction == column(worklist, CLASS_C)["a one"]
 

@@ -6,16 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QSize, Qt, QTimer
-from qtpy.QtGui import QIcon
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QFileDialog,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QProgressBar,
-    QTableWidget,
     QVBoxLayout,
     QWidget,
 )
@@ -33,26 +29,19 @@ from napari_msamil.gui.slide_queue import (
     queue_steps,
     read_entries,
     thumbnail_steps,
-    uncertainty,
     write_labels,
 )
 from napari_msamil.gui.strings import RUN, SLIDE, WORKLIST
-from napari_msamil.gui.thumbnails import pixmap
-from napari_msamil.gui.verdicts import NumberItem, VerdictBox, text_item
 from napari_msamil.gui.worker import Runner
+from napari_msamil.gui.worklist_table import LABEL_C, WorklistTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from napari.viewer import Viewer
     from qtpy.QtGui import QCloseEvent
-    from qtpy.QtWidgets import QTableWidgetItem
 
     from napari_msamil.progress import Progress
-
-SLIDE_C, STATE_C, CLASS_C, PROB_C, UNSURE_C, VERDICT_C, LABEL_C, COMMENT_C = range(8)
-ICON_PX = 40
 
 
 class WorklistWidget(QWidget):
@@ -68,7 +57,10 @@ class WorklistWidget(QWidget):
         self.session = session_of(napari_viewer)
         self.entries: list[Entry] = []
         self.runner, self._thumbs = Runner(), Runner()
-        self.table = self._make_table()
+        self.table = WorklistTable()
+        self.table.judged.connect(self.judge)
+        self.table.typed.connect(self._on_typed)
+        self.table.wanted.connect(self.open_slide)
         self._output = QLineEdit(str(results_folder()))
         self._output.setToolTip(WORKLIST.output)
         self._output.setAccessibleName(WORKLIST.output)
@@ -110,23 +102,6 @@ class WorklistWidget(QWidget):
         """Once docked: below the canvas, where a table has room."""
         move_to_bottom(self)
 
-    def _make_table(self) -> QTableWidget:
-        table = QTableWidget(0, len(WORKLIST.columns))
-        table.setHorizontalHeaderLabels(list(WORKLIST.columns))
-        table.setIconSize(QSize(ICON_PX, ICON_PX))
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSortingEnabled(True)
-        header, side = table.horizontalHeader(), table.verticalHeader()
-        if header is not None and side is not None:
-            header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-            header.setSectionResizeMode(COMMENT_C, QHeaderView.ResizeMode.Stretch)
-            header.setToolTip(WORKLIST.uncertainty_tip)
-            side.setVisible(False)
-            side.setDefaultSectionSize(ICON_PX + 6)
-        table.itemDoubleClicked.connect(lambda item: self.open_row(item.row()))
-        table.itemChanged.connect(self._on_edited)
-        return table
-
     def _on_add(self) -> None:
         names, _ = QFileDialog.getOpenFileNames(self, WORKLIST.add, "", SLIDE.filter)
         self.add([Path(name) for name in names])
@@ -155,14 +130,14 @@ class WorklistWidget(QWidget):
         self._fill()
         self._thumbs.start(
             thumbnail_steps([e.job for e in self.entries]),
-            on_progress=lambda step: self._show_thumbnails(step.partial),
-            on_done=self._show_thumbnails,
+            on_progress=lambda step: self.table.show_thumbnails(step.partial or {}),
+            on_done=self.table.show_thumbnails,
             on_failed=self._status.setText,
         )
 
     def remove_selected(self) -> None:
         """Take the selected rows off the list; results on disk stay."""
-        gone = {self._name_at(i.row()) for i in self.table.selectedItems()}
+        gone = {self.table.name_at(i.row()) for i in self.table.selectedItems()}
         self.entries = [e for e in self.entries if e.job.name not in gone]
         self._fill()
 
@@ -205,10 +180,10 @@ class WorklistWidget(QWidget):
             found = state.rows.get(entry.job.name)
             if found is not None and found is not entry.row:
                 self.entries[position] = replace(entry, row=found)
-                self._update(entry.job.name)
+                self.table.update_entry(self.entries[position])
             elif entry.job.name == state.current:
                 text = f"{WORKLIST.running} {state.fraction:.0%}"
-                self._set_text(entry.job.name, STATE_C, text)
+                self.table.set_state(entry.job.name, text)
         self._sum_up()
 
     def _on_done(self, state: QueueState) -> None:
@@ -238,38 +213,8 @@ class WorklistWidget(QWidget):
         )
 
     def _fill(self) -> None:
-        """Build the rows anew."""
-        icons = {
-            self._name_at(i): self._icon_at(i) for i in range(self.table.rowCount())
-        }
-        self.table.setSortingEnabled(False)
-        self.table.blockSignals(True)
-        self.table.setRowCount(len(self.entries))
-        for position, entry in enumerate(self.entries):
-            self._fill_row(position, entry, icons.get(entry.job.name))
-        self.table.blockSignals(False)
-        self.table.setSortingEnabled(True)
+        self.table.show_entries(self.entries)
         self._follow()
-
-    def _fill_row(self, position: int, entry: Entry, icon: QIcon | None) -> None:
-        for column, item in enumerate(_row_items(entry)):
-            if column == SLIDE_C and icon is not None:
-                item.setIcon(icon)
-            self.table.setItem(position, column, item)
-        name = entry.job.name
-        box = VerdictBox(entry.verdict, lambda v: self.judge(name, v))
-        box.setEnabled(entry.done)
-        self.table.setCellWidget(position, VERDICT_C, box)
-
-    def _update(self, name: str) -> None:
-        """Show an entry's answer in its row, wherever sorting has put it."""
-        entry = next(e for e in self.entries if e.job.name == name)
-        self.table.setSortingEnabled(False)
-        self.table.blockSignals(True)
-        at = self._row_of(name)
-        self._fill_row(at, entry, self._icon_at(at))
-        self.table.blockSignals(False)
-        self.table.setSortingEnabled(True)
 
     def judge(
         self, name: str, verdict: str, label: str = "", comment: str = ""
@@ -290,28 +235,24 @@ class WorklistWidget(QWidget):
                     label=label or entry.label,
                     comment=comment or entry.comment,
                 )
-                self._update(name)
+                self.table.update_entry(self.entries[position])
         self._sum_up()
 
-    def _on_edited(self, item: QTableWidgetItem) -> None:
+    def _on_typed(self, name: str, column: int, text: str) -> None:
         """A label or comment was typed."""
-        if item.column() not in (LABEL_C, COMMENT_C):
-            return
-        name, text = self._name_at(item.row()), item.text().strip()
         for position, entry in enumerate(self.entries):
             if entry.job.name != name:
                 continue
-            if item.column() == LABEL_C:
+            if column == LABEL_C:
                 self.entries[position] = replace(entry, label=text)
             else:
                 self.entries[position] = replace(entry, comment=text)
         self._sum_up()
 
-    def open_row(self, at: int) -> None:
+    def open_slide(self, name: str) -> None:
         """Open a slide, with its answer if there is one."""
         from napari_msamil.gui.app import show_slide
 
-        name = self._name_at(at)
         entry = next((e for e in self.entries if e.job.name == name), None)
         if entry is None:
             return
@@ -329,63 +270,8 @@ class WorklistWidget(QWidget):
             count = write_labels(self.entries, Path(name))
             self._status.setText(WORKLIST.exported.format(count=count, path=name))
 
-    def _show_thumbnails(self, found: dict[str, np.ndarray] | None) -> None:
-        self.table.blockSignals(True)
-        for name, pixels in (found or {}).items():
-            at = self._row_of(name)
-            item = self.table.item(at, SLIDE_C) if at >= 0 else None
-            if item is not None and item.icon().isNull():
-                item.setIcon(QIcon(pixmap(pixels, ICON_PX)))
-        self.table.blockSignals(False)
-
-    def _name_at(self, at: int) -> str:
-        item = self.table.item(at, SLIDE_C)
-        return item.text() if item is not None else ""
-
-    def _icon_at(self, at: int) -> QIcon | None:
-        item = self.table.item(at, SLIDE_C)
-        return item.icon() if item is not None else None
-
-    def _row_of(self, name: str) -> int:
-        names = (self._name_at(i) for i in range(self.table.rowCount()))
-        return next((i for i, found in enumerate(names) if found == name), -1)
-
-    def _set_text(self, name: str, column: int, text: str) -> None:
-        self.table.blockSignals(True)
-        item = self.table.item(self._row_of(name), column)
-        if item is not None:
-            item.setText(text)
-        self.table.blockSignals(False)
-
     def closeEvent(self, event: QCloseEvent | None) -> None:
         """The dock is closed."""
         self.runner.cancel()
         self._thumbs.cancel()
         super().closeEvent(event)
-
-
-def _row_items(entry: Entry) -> list[QTableWidgetItem]:
-    """The cells of an entry, in the order of the columns."""
-    answer = entry.row if entry.done else None
-    state = WORKLIST.waiting
-    if entry.row is not None:
-        state = WORKLIST.done if entry.done else WORKLIST.failed
-    items = [
-        text_item(entry.job.name),
-        text_item(state),
-        text_item(answer.prediction if answer else ""),
-        NumberItem(answer.probability if answer else None),
-        NumberItem(uncertainty(answer.probabilities) if answer else None),
-        text_item(""),
-        text_item(entry.final_label or entry.label, editable=True),
-        text_item(entry.comment, editable=True),
-    ]
-    if entry.row is not None and entry.row.error:
-        items[STATE_C].setToolTip(entry.row.error)
-        items[CLASS_C].setText(entry.row.error)
-        items[CLASS_C].setToolTip(entry.row.error)
-    items[SLIDE_C].setToolTip(str(entry.job.path))
-    items[SLIDE_C].setTextAlignment(
-        Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
-    )
-    return items
