@@ -5,7 +5,7 @@
 For every test fold the other nine are parted into three inner validation sets; settings and number of steps are those
 with the best mean inner accuracy (ties: lower loss). The chosen setting is trained anew on all nine folds with a few
 seeds, whose probabilities are averaged, and predicts the test fold once. Features are standardised on training bags.
-Methods marked * cannot be stacked: they train one by one with the fixed settings below, on `--slow-repeats` repeats.
+`--grid none` tunes nothing: one setting, fixed beforehand. Methods marked * cannot be stacked: they train one by one with the fixed settings below, on `--slow-repeats` repeats.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ STACKED = {
     "dsmil": ("dsmil", {"hidden": 64, "query_dim": 32}),
 }
 GRIDS = {
+    "none": ((EnsembleSettings(3e-3, 1e-2, 0.5, (60,)), 0.25),),
     "small": ((EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),),
     "large": (
         (EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
@@ -119,6 +120,9 @@ def read_rows(path: Path) -> list[dict]:
 def nested(data: ClassicSet, method: str, repeat: int, seeds: int, grid: Grid) -> dict:
     """Accuracy per test fold with settings chosen on the other folds."""
     outer = [(repeat, k) for k in range(10)]
+    if len(grid) == 1 and len(grid[0][0].checkpoints) == 1:
+        accuracy, chosen = final(data, method, outer, seeds, *grid[0]), {"fixed": 10}
+        return {"folds": accuracy.tolist(), "chosen": chosen, "seeds": seeds}
     inner = [split for r, k in outer for split in inner_splits(data.folds[r], k)]
     score, loss = [], []
     for settings, dropout in grid:
@@ -141,11 +145,7 @@ def nested(data: ClassicSet, method: str, repeat: int, seeds: int, grid: Grid) -
         ending = EnsembleSettings(
             settings.lr, settings.weight_decay, settings.bag_share, (stop,)
         )
-        train = [data.folds[r] != k for r, k in folds for _ in range(seeds)]
-        p = run_members(data, method, ending, dropout, train, seed=2)[stop]
-        p = p.reshape(len(folds), seeds, len(data), -1).mean(1)
-        test = [data.folds[r] == k for r, k in folds]
-        accuracy[best == choice] = judge(data, p, test)[0]
+        accuracy[best == choice] = final(data, method, folds, seeds, ending, dropout)
     chosen = {
         f"{grid[c // steps][0].lr}/{grid[c // steps][0].checkpoints[c % steps]}": int(
             (best == c).sum()
@@ -153,6 +153,22 @@ def nested(data: ClassicSet, method: str, repeat: int, seeds: int, grid: Grid) -
         for c in set(best.tolist())
     }
     return {"folds": accuracy.tolist(), "chosen": chosen, "seeds": seeds}
+
+
+def final(
+    data: ClassicSet,
+    method: str,
+    folds: list[tuple[int, int]],
+    seeds: int,
+    settings: EnsembleSettings,
+    dropout: float,
+) -> np.ndarray:
+    """Train on all bags outside each fold, average the seeds, judge the fold."""
+    stop = settings.checkpoints[-1]
+    train = [data.folds[r] != k for r, k in folds for _ in range(seeds)]
+    p = run_members(data, method, settings, dropout, train, seed=2)[stop]
+    p = p.reshape(len(folds), seeds, len(data), -1).mean(1)
+    return judge(data, p, [data.folds[r] == k for r, k in folds])[0]
 
 
 def inner_splits(folds: np.ndarray, test: int) -> list[tuple[np.ndarray, np.ndarray]]:

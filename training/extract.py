@@ -4,6 +4,7 @@ One bag per slide, `<slide_id>.pt` (or .h5 with the keys of CLAM and TRIDENT, or
 per pixel and encoder id. Finished slides are skipped; a slide that fails is named, and the others still finish.
 
     msamil-train extract --model model.safetensors --cohort cohort.csv -o features/
+    msamil-train extract --config mhim-abmil-camelyon16 --model timm:resnet50.tv_in1k --cohort cohort.csv -o features/
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from napari_msamil.tissue import find_tissue
 from .bags import StoredBag, save_bag
 from .cohort import read_cohort
 from .config import ExtractSpec, add_recipe_arguments, describe, read_recipe, section
+from .named_encoder import is_named_encoder, load_named_encoder
 
 if TYPE_CHECKING:
     import argparse
@@ -54,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cohort", type=Path, required=True, help="cohort table (.csv)"
     )
-    parser.add_argument("--model", required=True, help="checkpoint, hf://…, or demo")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="checkpoint, hf://…, demo, or timm:<name> with the sizes of --config",
+    )
     parser.epilog = "settings ([extract] in the recipe):\n" + describe(
         ExtractSpec, "extract"
     )
@@ -64,10 +70,14 @@ def run(args: argparse.Namespace) -> int:
     """Extract as the arguments say; 1 if some slide failed."""
     from tqdm import tqdm
 
-    spec = section(read_recipe(args.config, args.overrides), "extract", ExtractSpec)
+    raw = read_recipe(args.config, args.overrides)
+    spec = section(raw, "extract", ExtractSpec)
     cohort = read_cohort(args.cohort, need_labels=False)
     runtime = choose_runtime(args.device, args.precision)
-    loaded = load_checkpoint(args.model, device=runtime.device)
+    if is_named_encoder(args.model):
+        loaded = load_named_encoder(args.model, raw, runtime.device)
+    else:
+        loaded = load_checkpoint(args.model, device=runtime.device)
     failed = {}
     for row in tqdm(cohort.rows, desc="extract", unit="slide", file=sys.stderr):
         path = args.out / f"{row.slide_id}.{spec.format}"

@@ -35,7 +35,7 @@ def options(tmp_path: Path) -> TableOptions:
         save_bag(folder / f"s{i}.pt", bag)
         (tmp_path / f"s{i}.tiff").touch()
         lines.append(f"s{i},s{i}.tiff,p{i},{'ab'[label]}")
-    (folder / "done.json").write_text("{}")
+    (folder / "extracted.json").write_text("{}")
     (tmp_path / "cohort.csv").write_text("\n".join(lines))
     return TableOptions(
         tmp_path / "cohort.csv",
