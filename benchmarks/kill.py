@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 FORK = multiprocessing.get_context("fork")
 
 
-def classify(slide: Path, model: Path, folder: Path, pipe: Connection) -> None:
+def classify(
+    slide: Path, model: Path, folder: Path, pipe: Connection | None = None
+) -> None:
     """One run; says how many patches were in the cache when it began to encode."""
     os.environ["MSAMIL_CACHE"] = str(folder / "cache")
     inference.FLUSH_PATCHES, inference.FLUSH_S = 8, 0.0
@@ -45,7 +47,8 @@ def classify(slide: Path, model: Path, folder: Path, pipe: Connection) -> None:
     for step in classify_many([slide], options):
         if cached is None and "encode" in step.message:
             cached = int(step.message.split("encode ")[1].split("/")[0])
-    pipe.send(cached or 0)
+    if pipe is not None:
+        pipe.send(cached or 0)
 
 
 def start(args: argparse.Namespace, folder: Path) -> tuple[ForkProcess, Connection]:
@@ -87,7 +90,7 @@ def main() -> int:
     torch.set_num_threads(1)  # no thread pool may exist when forking
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        classify(args.slide, args.model, folder, FORK.Pipe()[1])  # imports everything
+        classify(args.slide, args.model, folder)  # imports everything
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.monotonic()

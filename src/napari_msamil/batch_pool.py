@@ -31,11 +31,12 @@ _GRACE_S = 0.8
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, its end of the pipe, and the slide it has."""
+    """A process, its end of the pipe, the slide it has, and whether its end of the pipe was closed."""
 
     process: SpawnProcess
     pipe: Connection
     job: SlideJob | None = None
+    gone: bool = False
 
 
 def run_in_pool(
@@ -107,6 +108,7 @@ def _events(workers: list[_Worker]) -> Iterator[SlideRow | tuple[str, Progress]]
         try:
             event = worker.pipe.recv()
         except (EOFError, OSError):
+            worker.gone = True  # everything it had said was read before
             worker.process.join(_GRACE_S)
             continue
         if isinstance(event, SlideRow):
@@ -118,9 +120,7 @@ def _bury_the_dead(
     workers: list[_Worker], waiting: deque[SlideJob], lost: dict[SlideJob, int]
 ) -> Iterator[SlideRow]:
     """Take dead workers out; their slide is tried again, or given up with the reason."""
-    for worker in [
-        w for w in workers if not w.process.is_alive() and not w.pipe.poll()
-    ]:
+    for worker in [w for w in workers if w.gone]:
         workers.remove(worker)
         worker.pipe.close()
         if worker.job is None:
