@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.checkpoint import read_header, resolve_model
+from napari_msamil.errors import ConfigError
 
 from . import plots
 from .intervals import holm
@@ -16,6 +17,7 @@ from .summary import compare, summarise
 from .table_work import TableResult, TableWork
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from napari_msamil.config import ModelConfig
@@ -52,13 +54,14 @@ COLUMNS = (
 def table_2(work: TableWork) -> TableResult:
     """Cross-validate every method and compare each with IAAM."""
     config = read_header(resolve_model(work.options.model)).config
-    found = {name: run_method(work, config, name) for name in (*PAPER, *EXTRA)}
+    chosen = chosen_methods(work.options.methods)
+    found = {name: run_method(work, config, name) for name in chosen}
     ours = found["iaam"]
     others = [name for name in found if name != "iaam"]
     tests = {name: compare(ours, found[name])["acc"] for name in others}
     adjusted = dict(zip(others, holm([tests[n].p_value for n in others]), strict=True))
     rows, values, bars = [], {}, {}
-    for name, (title, auc, acc) in (PAPER | EXTRA).items():
+    for name, (title, auc, acc) in chosen.items():
         summary = summarise(found[name])
         test = (
             ""
@@ -91,6 +94,21 @@ def table_2(work: TableWork) -> TableResult:
         {"table-2": figure},
         values,
     )
+
+
+def chosen_methods(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """The lines of the table that are run, always with IAAM.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    known = PAPER | EXTRA
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"There is no method {', '.join(unknown)}. Choose among {', '.join(known)}."
+        )
+    return {k: v for k, v in known.items() if not names or k in names or k == "iaam"}
 
 
 def run_method(work: TableWork, config: ModelConfig, key: str) -> Predictions:

@@ -39,6 +39,7 @@ class TableOptions:
         jobs: Folds at once.
         device, precision: As everywhere.
         epochs: Epochs of MIL trainings; None leaves the recipe's.
+        methods: Methods of Table 2 that are run; empty runs all.
     """
 
     cohort: Path
@@ -53,6 +54,7 @@ class TableOptions:
     device: str = "auto"
     precision: str = "auto"
     epochs: int | None = None
+    methods: tuple[str, ...] = ()
 
 
 @dataclass

@@ -99,6 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="slides the engine is measured on: train, val, test or all",
     )
     parser.add_argument("--epochs", type=int, help="epochs of each MIL training")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], help="of msamil-2: only these, and iaam"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     parser.add_argument("--device", default=default.device)
     parser.add_argument("--precision", default=default.precision)
@@ -138,6 +141,7 @@ def options_of(args: argparse.Namespace) -> TableOptions:
         device=args.device,
         precision=args.precision,
         epochs=args.epochs,
+        methods=tuple(args.methods),
     )
 
 
