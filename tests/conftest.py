@@ -21,6 +21,10 @@ from napari_msamil.config import (
 if TYPE_CHECKING:
     from napari_msamil.synthetic import SynthSlide
 
+# one binding for pytest-qt and qtpy, also where several are installed
+os.environ.setdefault("QT_API", "pyqt6")
+os.environ.setdefault("PYTEST_QT_API", os.environ["QT_API"])
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 

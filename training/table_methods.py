@@ -63,11 +63,9 @@ def table_2(work: TableWork) -> TableResult:
     rows, values, bars = [], {}, {}
     for name, (title, auc, acc) in chosen.items():
         summary = summarise(found[name])
-        test = (
-            ""
-            if name == "iaam"
-            else f"{tests[name].difference.value:+.3f}, p = {adjusted[name]:.3g}"
-        )
+        test = ""
+        if name != "iaam":
+            test = f"{tests[name].difference.value:+.3f}, p = {adjusted[name]:.3g}"
         rows.append(
             (
                 title,

@@ -98,6 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.split,
         help="slides the engine is measured on: train, val, test or all",
     )
+    _add_training(parser, default)
+
+
+def _add_training(parser: argparse.ArgumentParser, default: TableOptions) -> None:
     parser.add_argument("--epochs", type=int, help="epochs of each MIL training")
     parser.add_argument(
         "--methods", nargs="+", default=[], help="of msamil-2: only these, and iaam"

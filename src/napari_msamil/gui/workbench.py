@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtGui import QKeySequence, QShortcut  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
@@ -119,9 +119,22 @@ class WorkbenchWidget(QScrollArea):
         )
         column.addStretch(1)
         self.setWidget(inside)
-        bar = self.verticalScrollBar()
-        room = bar.sizeHint().width() if bar is not None else 0
-        self.setMinimumWidth(max(p.minimum_width for p in self.panels) + room + 18)
+        self._keep_width()
+
+    def _keep_width(self) -> None:
+        """Never narrower than the widest section, so that nothing is cut off at the right."""
+        inside, bar = self.widget(), self.verticalScrollBar()
+        if inside is not None and bar is not None:
+            needed = max(p.minimum_width for p in self.panels) + 18
+            needed = max(needed, inside.minimumSizeHint().width())
+            self.setMinimumWidth(needed + bar.sizeHint().width())
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Follow the sections when they open or their texts grow."""
+        handled = bool(super().eventFilter(watched, event))
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self._keep_width()
+        return handled
 
     def _add_shortcuts(self) -> None:
         """Ctrl+Return runs, Esc cancels, wherever the focus is in the dock."""

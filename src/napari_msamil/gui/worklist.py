@@ -71,6 +71,12 @@ class WorklistWidget(QWidget):
         self._bar.setTextVisible(False)
         self._bar.setMaximumHeight(8)
         self._status = note(WORKLIST.empty)
+        self._fill()
+        self.setMinimumHeight(260)
+        self._follow()
+        QTimer.singleShot(0, self._settle)
+
+    def _fill(self) -> None:
         column = QVBoxLayout(self)
         column.setContentsMargins(6, 6, 6, 6)
         column.addLayout(
@@ -94,9 +100,6 @@ class WorklistWidget(QWidget):
         )
         column.addWidget(self._bar)
         column.addWidget(self._status)
-        self.setMinimumHeight(260)
-        self._follow()
-        QTimer.singleShot(0, self._settle)
 
     def _settle(self) -> None:
         """Once docked: below the canvas, where a table has room."""
