@@ -23,7 +23,7 @@ import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
-SECONDS_PER_FILE = 120.0
+SECONDS_PER_FILE = 300.0
 SECONDS_TO_IMPORT = 900.0
 BATCH = 300
 MEMORY_LIMIT = 6 << 30
