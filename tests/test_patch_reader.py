@@ -134,7 +134,7 @@ def test_fast_reading_equals_the_definition_bit_for_bit(
 
 
 def test_the_definition_is_pillow_on_the_level_pixels() -> None:
-    slide = noise_slide(downsamples=(1, 2.5))
+    slide = noise_slide(downsamples=(1, 2.3))
     grid = grid_of(slide, SCALES[1:2])
     index = 4
     source = patch_source(slide.info, grid, 0)
@@ -147,6 +147,14 @@ def test_the_definition_is_pillow_on_the_level_pixels() -> None:
     expected = crop.resize((24, 24), Image.Resampling.BILINEAR, box)
     assert source.level == 1
     np.testing.assert_array_equal(read_patch(slide, grid, index), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mpp", [0.499, 0.5, 0.501])
+def test_a_hair_in_the_pixel_size_does_not_halve_the_detail(mpp: float) -> None:
+    slide = noise_slide(downsamples=(1, 4), mpp=mpp)
+    grid = grid_of(slide)
+    levels = [patch_source(slide.info, grid, k).level for k in range(3)]
+    assert levels == [0, 0, 1]
 
 
 @pytest.mark.parametrize("downsamples", [(1,), (1, 4), (1, 2, 4)])

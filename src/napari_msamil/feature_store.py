@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from napari_msamil.patches import PatchGrid
     from napari_msamil.slide.base import SlideInfo
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raised when the meaning of stored numbers changes."""
 
 _BITS = 29

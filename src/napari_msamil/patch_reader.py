@@ -16,7 +16,11 @@ from PIL import Image
 from napari_msamil.cells import Cells, cell_grid
 from napari_msamil.config import ReadLevel, Resampler
 from napari_msamil.errors import RegionError
-from napari_msamil.slide.levels import level_box, level_for_downsample
+from napari_msamil.slide.levels import (
+    MAX_UPSAMPLING,
+    level_box,
+    level_for_downsample,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -83,12 +87,18 @@ class PatchSource:
 
 
 def patch_source(info: SlideInfo, grid: PatchGrid, scale: int) -> PatchSource:
-    """The level, and the filter, that patches of one scale are made with."""
+    """The level, and the filter, that patches of one scale are made with.
+
+    The level with the nearest downsample is taken, unless its pixels would have to be enlarged by more than
+    `MAX_UPSAMPLING`: a 10x patch of a slide of 0.499 µm with levels 1 and 4 comes from level 0, as at 0.5 µm.
+    """
     spec = grid.spec
     size_px, size_px0 = spec.scales[scale].size_px, grid.size_px0[scale]
-    level = 0
+    level, wanted = 0, size_px0 / size_px
     if spec.read_level is ReadLevel.NEAREST:
-        level = level_for_downsample(info, size_px0 / size_px).level
+        level = level_for_downsample(info, wanted).level
+        while level > 0 and info.level_downsamples[level] > wanted * MAX_UPSAMPLING:
+            level -= 1
     return PatchSource(
         level,
         info.level_downsamples[level],
