@@ -93,9 +93,10 @@ def aperio_like(seed: Path, path: Path, side: int = SIDE) -> Path:
 
 
 def everything(slide: Slide, config: ModelConfig, share: float = 1.0) -> PatchGrid:
-    """All patches of the left part of a slide."""
-    mask = np.zeros((256, 256), bool)
-    mask[:, : round(256 * share)] = True
+    """All patches of a square part of a slide, a share of its area."""
+    mask = np.zeros((1024, 1024), bool)
+    side = round(1024 * math.sqrt(share))
+    mask[:side, :side] = True
     whole = SlideMask(mask, slide.info.size_wh0, MaskSource.USER)
     return make_grid(slide.info, config.patches, whole)
 
