@@ -107,13 +107,13 @@ class Ranks:
         """
         if self.size == 1:
             return features
-        parts = [
-            features.new_empty(
-                _length(Ranks(r, self.size).span(count)), features.shape[1]
-            )
-            for r in range(self.size)
-        ]
-        dist.all_gather(parts, features.detach().contiguous())
+        lengths = [_length(Ranks(r, self.size).span(count)) for r in range(self.size)]
+        # gloo gathers tensors of one size only: short parts are filled up, and cut again afterwards.
+        mine = features.new_zeros(max(lengths), features.shape[1])
+        mine[: len(features)] = features.detach()
+        found = [torch.empty_like(mine) for _ in lengths]
+        dist.all_gather(found, mine)
+        parts = [part[:n] for part, n in zip(found, lengths, strict=True)]
         parts[self.rank] = features
         return torch.cat(parts)
 
