@@ -64,7 +64,7 @@ def turn_and_flip(pixels: Tensor, position: Tensor) -> Tensor:
 
 def change_density(pixels: Tensor, factor: Tensor) -> Tensor:
     """Scale the optical density of uint8 pixels (M, 3, H, W) by factors (M, 3, 1, 1)."""
-    changed = 255 * ((pixels.float() + 1) / 256) ** factor.to(pixels.device)
+    changed = 256 * ((pixels.float() + 1) / 256) ** factor.to(pixels.device) - 1
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -14,7 +14,14 @@ import torch
 
 from napari_msamil.errors import ConfigError
 
-from .gradients import MODES, StepPlan, early_stages, encode, recompute_early
+from .gradients import (
+    MODES,
+    StepPlan,
+    early_stages,
+    encode,
+    recompute_early,
+    set_batchnorm,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,15 +75,16 @@ def measure_cost(
         device: Where it runs.
         precision: `fp32`, `bf16` or `fp16`.
     """
-    pixels = torch.zeros(2, 3, size_px, size_px, dtype=torch.uint8, device=device)
+    pixels = torch.zeros(3, 3, size_px, size_px, dtype=torch.uint8, device=device)
     plan = StepPlan("none", 1, precision)
     weights = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
     running = {k: v.clone() for k, v in encoder.state_dict().items()}
-    saved = [_saved_bytes(encoder, pixels[:n], plan, weights) for n in (1, 2)]
+    # two and three patches: BatchNorm cannot train on a single value per channel
+    saved = [_saved_bytes(encoder, pixels[:n], plan, weights) for n in (2, 3)]
     selective = None
     if _has_stages(encoder):
         with recompute_early(encoder, 1):
-            few = [_saved_bytes(encoder, pixels[:n], plan, weights) for n in (1, 2)]
+            few = [_saved_bytes(encoder, pixels[:n], plan, weights) for n in (2, 3)]
         selective = few[1] - few[0]
     encoder.load_state_dict(running)
     parameters = sum(p.numel() * p.element_size() for p in encoder.parameters())
@@ -161,6 +169,9 @@ def _saved_bytes(
         return tensor
 
     encoder.train()
+    set_batchnorm(
+        encoder, frozen=True
+    )  # batch statistics of a single patch may not exist
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features = encode(encoder, pixels, plan)
     total = sum(seen.values())
