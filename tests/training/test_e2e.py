@@ -268,7 +268,9 @@ def test_the_dry_run_says_what_is_there_and_writes_nothing(
     assert "s1" in said.err
     assert set(report["slides"]["train"]["s0"]) == {"20x", "10x", "5x"}
     assert report["step"]["loss"] == pytest.approx(math.log(2), abs=0.4)
-    assert report["memory_gb"]["chunked"] <= report["memory_gb"]["none"]
+    # all patches fit into one chunk here: both keep the same, but for a copy of the features
+    none, chunked = (report["memory_gb"][mode] for mode in ("none", "chunked"))
+    assert chunked == pytest.approx(none, rel=0.01)
     assert not (tmp_path / "o").exists()
 
 
