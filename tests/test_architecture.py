@@ -43,7 +43,7 @@ def test_help_of_both_commands_loads_nothing_heavy() -> None:
 
 @pytest.mark.gui
 def test_opening_the_dock_module_loads_no_torch() -> None:
-    names = loaded_after("import napari_msamil.gui.classify_widget")
+    names = loaded_after("import napari_msamil.gui.workbench")
     assert not names.intersection(HEAVY)
 
 
