@@ -3,7 +3,6 @@
     msamil-train dino --config laptop-e2e --cohort cohort.csv --scale 20x -o runs/dino-20x
 
 Then the same way as after end-to-end training: `publish` with an aggregator of that recipe, `extract`, `mil`.
-`extract --model 20x=a.safetensors 10x=b.safetensors 5x=c.safetensors` takes each scale's features from its own encoder.
 """
 
 from __future__ import annotations

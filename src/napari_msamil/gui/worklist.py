@@ -71,12 +71,12 @@ class WorklistWidget(QWidget):
         self._bar.setTextVisible(False)
         self._bar.setMaximumHeight(8)
         self._status = note(WORKLIST.empty)
-        self._fill()
+        self._lay_out()
         self.setMinimumHeight(260)
         self._follow()
         QTimer.singleShot(0, self._settle)
 
-    def _fill(self) -> None:
+    def _lay_out(self) -> None:
         column = QVBoxLayout(self)
         column.setContentsMargins(6, 6, 6, 6)
         column.addLayout(
