@@ -23,8 +23,8 @@ import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 
-SECONDS_PER_FILE = 300.0
-SECONDS_TO_IMPORT = 900.0
+SECONDS_PER_FILE = 300
+SECONDS_TO_IMPORT = 900
 BATCH = 300
 MEMORY_LIMIT = 6 << 30
 SEED_FOLDERS = ("slides", "images", "masks")
@@ -147,6 +147,14 @@ def child(folder: Path) -> None:
         print(json.dumps({"end": name, "outcome": outcome}), flush=True)
 
 
+def next_line(lines: queue.Queue[str | None], patience: int) -> str | None:
+    """The child's next line within so many waking seconds: a suspended machine or process is no hang."""
+    for _ in range(patience):
+        with contextlib.suppress(queue.Empty):
+            return lines.get(timeout=1)
+    raise queue.Empty
+
+
 def run_batch(folder: Path, names: list[str]) -> dict[str, str]:
     """Outcomes of some files; a crash or hang is laid to the file that was open, and the rest goes on."""
     outcomes: dict[str, str] = {}
@@ -169,7 +177,7 @@ def run_batch(folder: Path, names: list[str]) -> dict[str, str]:
         current, patience = waiting[0], SECONDS_TO_IMPORT
         while True:
             try:
-                line = lines.get(timeout=patience)
+                line = next_line(lines, patience)
             except queue.Empty:
                 process.kill()
                 outcomes[current] = "HANG"
