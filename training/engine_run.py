@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from napari_msamil.annotations import read_mask
 from napari_msamil.config import Strategy
+from napari_msamil.encoding import encoder_id
 from napari_msamil.errors import MsamilError
+from napari_msamil.inference import FeatureBag
 from napari_msamil.pipeline import ClassifyOptions, classify_steps
 from napari_msamil.progress import Progress, ProgressGen, Stage, finish
 from napari_msamil.slide import open_slide
 
+from .bags import save_bag
 from .prediction_table import Predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from napari_msamil.checkpoint import LoadedModel
     from napari_msamil.device import Runtime
     from napari_msamil.patches import PatchGrid
+    from napari_msamil.result import SlideResult
 
     from .cohort_table import Cohort, CohortRow
 
@@ -35,11 +39,13 @@ class EngineSpec:
         patches: `lesion`, `tissue` or `random`; empty leaves the model's own.
         mask: `model` (the segmenter) or `file` (the cohort's masks).
         seed: Seed of the random strategy.
+        bags: Folder that gets the features of every slide, `<slide_id>.pt`, for trainings; None keeps none.
     """
 
     patches: str = ""
     mask: str = "model"
     seed: int = 0
+    bags: Path | None = None
 
 
 def predict_cohort(
@@ -102,18 +108,27 @@ def _one(
             runtime=runtime,
         )
         result = finish(classify_steps(slide, loaded, options))
+    seconds = time.perf_counter() - start
+    if spec.bags is not None:
+        _keep_bag(spec.bags, row.slide_id, result, encoder_id(loaded, runtime))
     return {
         "prediction": result.prediction,
         **{
             f"p_{c}": f"{p:.6f}"
             for c, p in zip(result.classes, result.probabilities, strict=True)
         },
-        "seconds": f"{time.perf_counter() - start:.3f}",
+        "seconds": f"{seconds:.3f}",
         "patches": len(result.grid),
         "pixels0": _pixels0(result.grid),
         "lesion_fraction": f"{result.mask.fraction:.4f}",
         "warnings": " | ".join(result.warnings),
     }
+
+
+def _keep_bag(folder: Path, name: str, result: SlideResult, encoder: str) -> None:
+    """Write the features of an answer as a bag that the trainings read."""
+    bag = FeatureBag(result.features, result.grid, encoder, result.valid, {}, {})
+    save_bag(folder / f"{name}.pt", bag, name)
 
 
 def _pixels0(grid: PatchGrid) -> int:

@@ -110,11 +110,32 @@ def chosen_methods(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def run_method(work: TableWork, config: ModelConfig, key: str) -> Predictions:
-    """Cross-validate one method on the bags of the checkpoint's encoder."""
+    """Cross-validate one method on the lesion bags of the checkpoint's encoder."""
     name, _, one = key.partition("-")
     bags = work.features(work.options.model)
     scales = [config.patches.scales[0].name] if one or name in SINGLE_SCALE else []
-    recipe = work.write_recipe(key, method_recipe(work, config, name, scales))
+    return cross_validate(work, config, name, bags, key, scales)
+
+
+def cross_validate(
+    work: TableWork,
+    config: ModelConfig,
+    name: str,
+    bags: Path,
+    key: str,
+    scales: Sequence[str] = (),
+) -> Predictions:
+    """Cross-validate one method on bags.
+
+    Args:
+        work: The table.
+        config: Of the checkpoint whose encoder made the bags.
+        name: The method.
+        bags: Folder of bags.
+        key: Folder of this run.
+        scales: Scales that are used; all if empty.
+    """
+    recipe = work.write_recipe(key, method_recipe(work, config, name, list(scales)))
     words: list[str | Path] = ["--config", recipe, "--bags", bags]
     for override in work.options.overrides:
         words += ["--set", override]

@@ -35,7 +35,7 @@ class TableOptions:
         recipe: Recipe with the sizes of what is trained, or None: the table's own small sizes.
         overrides: Changes of the recipe, `section.key=value`.
         folds: Number of folds, where they are drawn; also how many are used.
-        split: Slides the engine is measured on.
+        split: Slides the engine is measured on; all of them are needed to cross-validate on its features.
         jobs: Folds at once.
         device, precision: As everywhere.
         epochs: Epochs of MIL trainings; None leaves the recipe's.
@@ -49,7 +49,7 @@ class TableOptions:
     recipe: str | None = None
     overrides: tuple[str, ...] = ()
     folds: int = 5
-    split: str = "test"
+    split: str = "all"
     jobs: int = 1
     device: str = "auto"
     precision: str = "auto"
@@ -142,7 +142,7 @@ class TableWork:
         self, model: str, patches: str = "lesion", mask: str = "model"
     ) -> Path:
         """Bags of the whole cohort with one encoder, extracted once."""
-        folder = self.shared / f"bags_{_safe(model)}_{patches}_{mask}"
+        folder = self.bags_folder(model, patches, mask)
         words: list[str | Path] = ["--model", model, "--cohort", self.options.cohort]
         words += ["-o", folder, *self.device_words()]
         words += [
@@ -153,6 +153,12 @@ class TableWork:
         ]
         self.stage("extract", words, folder / "extracted.json")
         return folder
+
+    def bags_folder(
+        self, model: str, patches: str = "lesion", mask: str = "model"
+    ) -> Path:
+        """Where the bags of one encoder and selection lie."""
+        return self.shared / f"bags_{_safe(model)}_{patches}_{mask}"
 
     def crossval(
         self, name: str, verb: str, words: Sequence[str | Path]

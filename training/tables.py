@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         default=default.split,
-        help="slides the engine is measured on: train, val, test or all",
+        help="slides of Table 1 and Figure 2: all (cross-validated), or train, val, test (the checkpoint as it is)",
     )
     _add_training(parser, default)
 

@@ -107,6 +107,10 @@ def test_table_1_and_figure_2_run_through_the_engine_once(walk, capsys):
     assert "| 3. Lesion area patches |" in shown
     values = json.loads((out / "msamil-1.json").read_text())
     assert all(v["patches"] > 0 for v in values.values())
+    for name in values:
+        assert (out / "msamil-1" / name / "fold_1" / "best.pt").exists()
+        bags = out / "shared" / f"bags_toy_{name}_model"
+        assert len(list(bags.glob("*.pt"))) == 8
     assert values["random"]["patches"] <= values["tissue"]["patches"]
     assert (
         0 < values["lesion"]["seconds"]["low"] <= values["lesion"]["seconds"]["value"]
