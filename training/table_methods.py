@@ -185,13 +185,13 @@ def method_args(name: str, config: ModelConfig, scales: int) -> dict[str, Any]:
 
 
 def mil_settings(work: TableWork) -> dict[str, Any]:
-    """The settings of every method: the same for all."""
+    """The settings of every method: one slide a step at 2e-4, as is usual in the field, the same for all."""
     return {
         "epochs": work.options.epochs or 60,
-        "lr": 3e-4,
+        "lr": 2e-4,
         "optimizer": "adamw",
         "weight_decay": 1e-4,
-        "accumulate": 8,
+        "accumulate": 1,
         "monitor": "val_loss",
         "patience": 15,
         "min_epochs": 10,
