@@ -91,7 +91,28 @@ class LoopSpec(Spec):
     seed: int = 0
 
 
-class E2ESpec(LoopSpec):
+class PixelSpec(LoopSpec):
+    """What every training on pixels has.
+
+    Attributes:
+        start: Start weights of the backbone: `random`, `imagenet`, or a name timm knows (`hf-hub:` names too).
+        cache_gb: Decoded patches kept in memory, in GB; 0 keeps none.
+        cache_dir: Folder for the decoded patches of all slides, used in place of memory and by later trainings
+            (uncompressed: 3 bytes per pixel); empty is none.
+        cache_dir_gb: Bound on that folder in GB; the longest unused slides are removed.
+        prefetch: Slides read ahead while one is computed.
+        augment: Changes of the patches.
+    """
+
+    start: str = "random"
+    cache_gb: float = Field(default=2.0, ge=0)
+    cache_dir: str = ""
+    cache_dir_gb: float = Field(default=50.0, gt=0)
+    prefetch: int = Field(default=1, ge=0, le=16)
+    augment: AugmentSpec = AugmentSpec()
+
+
+class E2ESpec(PixelSpec):
     """End-to-end training, Algorithm 2 of the paper.
 
     Attributes:
@@ -112,12 +133,8 @@ class E2ESpec(LoopSpec):
         together: Slides of one accumulation window that are encoded in one call; more than 1 mixes slides in the
             batch statistics of `batch`.
         compile: Compile the encoder with the fixed chunk shape.
-        start: Start weights of the backbone: `random`, `imagenet`, or a name timm knows (`hf-hub:` names too).
         eval_instances: Patches per slide in validation (drawn once, the same each time); 0 is all of P_all.
-        cache_gb: Decoded patches kept in memory, in GB; 0 keeps none.
-        prefetch: Slides read ahead while one is computed.
         distributed: How ranks share work: over `slides` or over `instances` of one slide.
-        augment: Changes of the patches.
     """
 
     monitor: Literal["val_loss", "val_acc", "val_auc"] = "val_loss"
@@ -134,12 +151,8 @@ class E2ESpec(LoopSpec):
     chunk: int = Field(default=20, ge=1)
     together: int = Field(default=1, ge=1)
     compile: bool = False
-    start: str = "random"
     eval_instances: int = Field(default=200, ge=0)
-    cache_gb: float = Field(default=2.0, ge=0)
-    prefetch: int = Field(default=1, ge=0, le=16)
     distributed: Literal["slides", "instances"] = "slides"
-    augment: AugmentSpec = AugmentSpec()
 
 
 class ExtractSpec(Spec):

@@ -93,9 +93,10 @@ def _run_stages(task: FoldTask) -> str:
         words = list(stage.words)
         if stage.verb in RESUMABLE and (stage.folder / STATE).exists():
             words.append("--resume")
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         code = run_verb(stage.verb, words)
-        _note_seconds(task.folder, stage.verb, time.perf_counter() - start)
+        _note_seconds(task.folder, stage.verb, time.perf_counter() - start[0])
+        _note_seconds(task.folder, f"{stage.verb} cpu", time.process_time() - start[1])
         if code:
             return (
                 f"{stage.verb} ended with code {code}, see {task.folder / 'output.log'}"

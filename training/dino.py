@@ -7,23 +7,18 @@ Then the same way as after end-to-end training: `publish` with an aggregator of 
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_msamil.device import choose_runtime
-from napari_msamil.errors import CohortError, ConfigError
+from napari_msamil.errors import ConfigError
 from napari_msamil.models import build_encoder
 
-from .cohort import read_cohort
-from .config import add_recipe_arguments, describe, model_config, read_recipe, section
+from . import pixel_run
 from .dino_task import DinoSpec, DinoTask
 from .log import RunLog
 from .loop import fit
-from .patch_dataset import PatchPool
-from .state import LAST, seed_everything
+from .state import seed_everything
 
 if TYPE_CHECKING:
     import argparse
@@ -33,50 +28,28 @@ if TYPE_CHECKING:
 
     from .cohort import Cohort
 
-RESULT = "result.json"
-"""Written when the training has ended: other stages wait for it."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `msamil-train dino`."""
-    add_recipe_arguments(parser)
-    parser.add_argument(
-        "--cohort", type=Path, required=True, help="cohort table (.csv)"
-    )
-    parser.add_argument("--splits", type=Path, help="split file of `cohort --folds`")
-    parser.add_argument("--fold", type=int, help="which fold of the split file")
+    pixel_run.add_arguments(parser, "dino", DinoSpec)
     parser.add_argument(
         "--scale", default="all", help="name of the scale, for example 20x, or all"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where it stopped")
-    parser.epilog = "settings ([dino] in the recipe):\n" + describe(DinoSpec, "dino")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
-    raw = read_recipe(args.config, args.overrides)
-    spec = section(raw, "dino", DinoSpec)
-    classes = tuple(raw.get("model", {}).get("classes", ()))
-    cohort = read_cohort(
-        args.cohort, classes=classes, splits=args.splits, fold=args.fold
-    )
-    config = model_config(raw, cohort.classes).model_copy(update={"segmenter": None})
-    if (args.out / LAST).exists() and not args.resume:
-        raise ConfigError(
-            f"{args.out} holds a training already. Go on with --resume, or choose another folder."
-        )
+    found = pixel_run.read_run(args, "dino", DinoSpec)
+    pixel_run.claim(args.out, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
-    task = make_task(config, spec, cohort, args.scale, runtime)
+    task = make_task(found.config, found.spec, found.cohort, args.scale, runtime)
+    pixel_run.write_config(args.out, "dino", found, args)
     with RunLog(args.out, task.total_steps, title="dino") as log:
         log.event("start", slides=len(task.pool), scale=args.scale)
-        result = fit(task, spec, args.out, log, resume=args.resume)
-    for name, reason in task.faults.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
+        result = fit(task, found.spec, args.out, log, resume=args.resume)
     said = asdict(result)
-    text = json.dumps({k: said[k] for k in ("epochs", "seconds", "reason", "skipped")})
-    print(text)  # noqa: T201
-    if result.reason != "stopped":
-        (args.out / RESULT).write_text(text + "\n", encoding="utf-8")
+    kept = {k: said[k] for k in ("epochs", "seconds", "reason", "skipped")}
+    pixel_run.conclude(args.out, kept, task.faults)
     return 130 if result.reason == "stopped" else 0
 
 
@@ -92,14 +65,12 @@ def make_task(
     names = [s.name for s in config.patches.scales]
     if scale != "all" and scale not in names:
         raise ConfigError(f"There is no scale {scale!r}. Use all, {', '.join(names)}.")
-    rows = cohort.part("train")
-    if not rows:
-        raise CohortError(
-            f"{cohort.path} has no row with split 'train'. Fill the column, or make splits: msamil-train cohort."
-        )
-    pool = PatchPool(rows, config, spec.cache_gb)
+    pool = pixel_run.make_pool(cohort, "train", config, spec)
     seed_everything(spec.seed)
-    encoder = build_encoder(config.encoder, pretrained=spec.start == "imagenet")
-    steps = spec.epochs * -(-len(rows) // spec.accumulate)
+    if spec.start == "random":
+        encoder = build_encoder(config.encoder)
+    else:
+        encoder = pixel_run.published_encoder(config.encoder, spec.start)
+    steps = spec.epochs * -(-len(pool) // spec.accumulate)
     index = None if scale == "all" else names.index(scale)
     return DinoTask(encoder, config, spec, pool, index, runtime, steps)

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from napari_msamil.errors import MsamilError
 
 from .augment import augment
-from .config import AugmentSpec, LoopSpec
+from .config import AugmentSpec, PixelSpec
 from .ema import make_teacher, update_teacher
 from .gradients import StepPlan, encode
-from .patch_dataset import Draw, PatchPool, ReadAhead
+from .read_ahead import ReadAhead
 from .schedules import MomentumSchedule, momentum_at
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from napari_msamil.device import Runtime
     from napari_msamil.models.patch_encoder import PatchEncoder
 
+    from .patch_dataset import Draw, PatchPool
     from .visits import Visit
 
 
-class DinoSpec(LoopSpec):
+class DinoSpec(PixelSpec):
     """Self-supervised training of the encoder on one scale.
 
     Attributes:
-        patches: Patches of one slide per visit.
+        patches: Patches of one slide per visit; the `accumulate` slides of a step make one batch.
         lr: Learning rate.
         prototypes: Width of the output the distributions are over.
         hidden: Width of the head's hidden layers.
@@ -52,9 +53,6 @@ class DinoSpec(LoopSpec):
         student_temperature, teacher_temperature: Of the two softmaxes.
         center_momentum: Of the running mean of the teacher's output.
         teacher_momentum: Of the teacher at the start; it rises to 1 along a cosine.
-        start: Start weights of the backbone: `random` or `imagenet`.
-        cache_gb: Decoded patches kept in memory, in GB.
-        prefetch: Slides read ahead.
         augment: Colour changes of the crops, drawn per crop set.
     """
 
@@ -71,9 +69,6 @@ class DinoSpec(LoopSpec):
     teacher_temperature: float = Field(default=0.04, gt=0)
     center_momentum: float = Field(default=0.9, ge=0, le=1)
     teacher_momentum: float = Field(default=0.996, ge=0, le=1)
-    start: str = Field(default="random", pattern="^(random|imagenet)$")
-    cache_gb: float = Field(default=2.0, ge=0)
-    prefetch: int = Field(default=1, ge=0, le=16)
     accumulate: int = Field(default=1, ge=1)
     weight_decay: float = Field(default=0.04, ge=0)
     clip_norm: float = Field(default=3.0, ge=0)
@@ -172,28 +167,46 @@ class DinoTask:
         return self.pool.draw(visit.item, self.spec.patches, rng, scale=self.scale)
 
     def backward(self, visit: Visit) -> float | None:
-        """One visit: crops of its patches, the teacher's answer, cross-entropy of the student's."""
+        """Forward and backward of one visit alone."""
+        return self.backward_window([visit])[0]
+
+    def backward_window(self, visits: Sequence[Visit]) -> list[float | None]:
+        """Forward and backward of the patches of several slides as one batch.
+
+        Slides are mixed so that neither the centre nor the batch statistics follow a single slide's stain.
+        """
+        found = []
+        for visit in visits:
+            draw = self._next(visit)
+            if draw is not None:
+                found.append((visit, self._crops(visit, draw)))
+        if not found:
+            return [None] * len(visits)
+        views = [torch.cat(same) for same in zip(*(c for _, c in found), strict=True)]
+        with torch.no_grad():
+            told = torch.stack([self._logits(self.dino.teacher, x) for x in views[:2]])
+        loss = self.loss(told, [self._logits(self.dino.student, x) for x in views])
+        torch.autograd.backward(loss * sum(visit.weight for visit, _ in found))
+        self._move_center(told)
+        said = {visit.position: float(loss.detach()) for visit, _ in found}
+        return [said.get(visit.position) for visit in visits]
+
+    def _next(self, visit: Visit) -> Draw | None:
+        """The patches of the next visit; None, with the reason noted, where they cannot be read."""
         assert self._ahead is not None
         draw = next(self._ahead)
         if isinstance(draw, MsamilError):
             self.faults[self.pool.names[visit.item]] = str(draw)
             return None
-        generator = torch.Generator().manual_seed(
-            int(visit.rng(self.spec.seed + 1).integers(2**62))
-        )
+        return draw
+
+    def _crops(self, visit: Visit, draw: Draw) -> list[Tensor]:
+        """Two large crops of each patch, then the small ones; the visit decides, whatever it is computed with."""
+        seed = int(visit.rng(self.spec.seed + 1).integers(2**62))
+        generator = torch.Generator().manual_seed(seed)
         pixels = draw.pixels.to(self.device).permute(0, 3, 1, 2)
-        large = [self._crop(pixels, generator, large=True) for _ in range(2)]
-        small = [
-            self._crop(pixels, generator, large=False)
-            for _ in range(self.spec.local_crops)
-        ]
-        with torch.no_grad():
-            told = torch.stack([self._logits(self.dino.teacher, x) for x in large])
-        said = [self._logits(self.dino.student, x) for x in (*large, *small)]
-        loss = self.loss(told, said)
-        torch.autograd.backward(loss * visit.weight)
-        self._move_center(told)
-        return float(loss.detach())
+        sizes = [True] * 2 + [False] * self.spec.local_crops
+        return [self._crop(pixels, generator, large=large) for large in sizes]
 
     def _crop(
         self, pixels: Tensor, generator: torch.Generator, *, large: bool

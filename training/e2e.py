@@ -10,35 +10,27 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from napari_msamil.device import choose_runtime
-from napari_msamil.errors import CohortError, ConfigError
-from napari_msamil.models import build_encoder, build_model
+from napari_msamil.errors import ConfigError
+from napari_msamil.models import build_model
 
-from .cohort import read_cohort
-from .config import (
-    E2ESpec,
-    add_recipe_arguments,
-    describe,
-    model_config,
-    read_recipe,
-    section,
-)
+from . import pixel_run
+from .config import E2ESpec
 from .e2e_task import E2ETask
 from .gradients import StepPlan, check_batchnorm, has_batchnorm
 from .log import RunLog
 from .loop import FitResult, fit
-from .patch_dataset import PatchPool
 from .ranks import ONE_RANK, Ranks, joined_ranks, rank_device
-from .state import LAST, seed_everything
+from .state import seed_everything
 from .step_memory import choose_plan, measure_cost, memory_budget
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from napari_msamil.config import ModelConfig
     from napari_msamil.device import Runtime
@@ -47,61 +39,33 @@ if TYPE_CHECKING:
     from .cohort import Cohort
 
 
-RESULT = "result.json"
-"""Written when a training has come to its end."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `msamil-train e2e`."""
-    add_recipe_arguments(parser)
-    parser.add_argument(
-        "--cohort", type=Path, required=True, help="cohort table (.csv)"
-    )
-    parser.add_argument("--splits", type=Path, help="split file of `cohort --folds`")
-    parser.add_argument("--fold", type=int, help="which fold of the split file")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from state.pt in the output folder"
-    )
+    pixel_run.add_arguments(parser, "e2e", E2ESpec)
     parser.add_argument(
         "--check",
         action="store_true",
         help="dry run: is every slide readable, which classes, one step, memory and time; nothing is written",
     )
-    parser.epilog = "settings ([e2e] in the recipe):\n" + describe(E2ESpec, "e2e")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say; under torchrun all ranks train one model."""
-    raw = read_recipe(args.config, args.overrides)
-    spec = section(raw, "e2e", E2ESpec)
-    classes = tuple(raw.get("model", {}).get("classes", ()))
-    cohort = read_cohort(
-        args.cohort, classes=classes, splits=args.splits, fold=args.fold
-    )
-    config = model_config(raw, cohort.classes).model_copy(update={"segmenter": None})
+    found = pixel_run.read_run(args, "e2e", E2ESpec)
     runtime = choose_runtime(rank_device(args.device), args.precision)
     if not args.check:
-        _claim(args.out, resume=args.resume)
+        pixel_run.claim(args.out, resume=args.resume)
     with joined_ranks(runtime.device) as ranks:
-        task = make_task(config, spec, cohort, runtime, ranks)
+        task = make_task(found.config, found.spec, found.cohort, runtime, ranks)
         if args.check:
             return _say_check(task)
         if ranks.first:
-            _write_config(args.out, config, spec, args)
+            pixel_run.write_config(args.out, "e2e", found, args)
         result = train(task, args.out, resume=args.resume)
-        return _finish(args.out, task, result)
-
-
-def _finish(folder: Path, task: E2ETask, result: FitResult) -> int:
-    """Name what was skipped, say how it went, and mark the run as finished."""
-    faults = {k: v for part in task.ranks.gather(task.faults) for k, v in part.items()}
-    if task.ranks.first:
-        for name, reason in faults.items():
-            print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
-        text = json.dumps(asdict(result))
-        print(text)  # noqa: T201
-        if result.reason != "stopped":
-            (folder / RESULT).write_text(text + "\n", encoding="utf-8")
+        faults = [part.items() for part in ranks.gather(task.faults)]
+        if ranks.first:
+            named = {name: why for part in faults for name, why in part}
+            pixel_run.conclude(args.out, asdict(result), named)
     return 130 if result.reason == "stopped" else 0
 
 
@@ -129,13 +93,8 @@ def make_task(
         CohortError: There is no training slide.
         ConfigError: Batch statistics meet a mode that works in chunks, or nothing fits into memory.
     """
-    rows = cohort.part("train")
-    if not rows:
-        raise CohortError(
-            f"{cohort.path} has no row with split 'train'. Fill the column, or make splits: msamil-train cohort."
-        )
-    train = PatchPool(rows, config, spec.cache_gb)
-    val = PatchPool(cohort.part("val"), config, spec.cache_gb / 4)
+    train = pixel_run.make_pool(cohort, "train", config, spec)
+    val = pixel_run.make_pool(cohort, "val", config, spec)
     seed_everything(spec.seed)
     model = start_model(config, spec, runtime)
     if spec.batchnorm == "sync":
@@ -203,27 +162,13 @@ def start_model(config: ModelConfig, spec: E2ESpec, runtime: Runtime) -> MsamilM
     """
     model = build_model(config)
     if spec.start != "random":
-        model.encoder = _published(config, spec)
+        model.encoder = pixel_run.published_encoder(config.encoder, spec.start)
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
     model.to(runtime.torch_device)
     model.encoder.to(memory_format=layout)
     if spec.compile:
         model.encoder.compile()
     return model
-
-
-def _published(config: ModelConfig, spec: E2ESpec) -> Any:
-    encoder = config.encoder
-    if spec.start != "imagenet":
-        encoder = encoder.model_copy(update={"backbone": spec.start})
-    try:
-        return build_encoder(encoder, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"The start weights {spec.start!r} for {encoder.backbone} cannot be fetched ({type(error).__name__}: "
-            f"{str(error)[:200]}). Connect to the internet once, set HF_HOME to a folder that holds them, or use "
-            "e2e.start = 'random'."
-        ) from error
 
 
 def train(task: E2ETask, folder: Path, *, resume: bool = False) -> FitResult:
@@ -239,29 +184,3 @@ def train(task: E2ETask, folder: Path, *, resume: bool = False) -> FitResult:
             ranks=task.ranks.size,
         )
         return fit(task, task.spec, folder, log, resume=resume, ranks=task.ranks)
-
-
-def _claim(folder: Path, *, resume: bool) -> None:
-    """Refuse to overwrite an older run.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    if (folder / LAST).exists() and not resume:
-        raise ConfigError(
-            f"{folder} holds a training already. Go on with --resume, or choose another folder."
-        )
-
-
-def _write_config(
-    folder: Path, config: ModelConfig, spec: E2ESpec, args: argparse.Namespace
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = {
-        "model": config.model_dump(mode="json"),
-        "e2e": spec.model_dump(mode="json"),
-        "command": " ".join(sys.argv),
-        "cohort": str(args.cohort),
-    }
-    text = json.dumps(resolved, indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")

@@ -27,8 +27,8 @@ from .gradients import (
     set_batchnorm,
 )
 from .mil_figures import bag_figures
-from .patch_dataset import Draw, PatchPool, ReadAhead
 from .ranks import ONE_RANK, Ranks
+from .read_ahead import ReadAhead
 from .visit_reader import VisitReader
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from napari_msamil.models.msamil import MsamilModel
 
     from .config import E2ESpec
+    from .patch_dataset import Draw, PatchPool
     from .visits import Visit
 
 

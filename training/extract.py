@@ -19,21 +19,18 @@ import numpy as np
 import torch
 
 from napari_msamil.annotations import read_mask
-from napari_msamil.checkpoint import load_checkpoint
 from napari_msamil.config import Strategy
 from napari_msamil.device import choose_runtime
 from napari_msamil.errors import CohortError, MsamilError
-from napari_msamil.inference import encode_patches
 from napari_msamil.patches import box_fractions, make_grid
 from napari_msamil.pipeline import find_mask
-from napari_msamil.progress import finish
 from napari_msamil.slide import open_slide
 from napari_msamil.tissue import find_tissue
 
 from .bags import StoredBag, save_bag
 from .cohort import read_cohort
 from .config import ExtractSpec, add_recipe_arguments, describe, read_recipe, section
-from .named_encoder import is_named_encoder, load_named_encoder
+from .scale_encoders import load_encoders
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from napari_msamil.slide import Slide
 
     from .cohort import CohortRow
+    from .scale_encoders import ScaleEncoders
 
 SUMMARY = "extracted.json"
 INSTANCE_POSITIVE = 0.5
@@ -58,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
+        nargs="+",
         required=True,
-        help="checkpoint, hf://…, demo, or timm:<name> with the sizes of --config",
+        help="checkpoint, hf://…, demo, or timm:<name> with the sizes of --config; or one per scale: 20x=A 10x=B 5x=C",
     )
     parser.epilog = "settings ([extract] in the recipe):\n" + describe(
         ExtractSpec, "extract"
@@ -74,23 +73,20 @@ def run(args: argparse.Namespace) -> int:
     spec = section(raw, "extract", ExtractSpec)
     cohort = read_cohort(args.cohort, need_labels=False)
     runtime = choose_runtime(args.device, args.precision)
-    if is_named_encoder(args.model):
-        loaded = load_named_encoder(args.model, raw, runtime.device)
-    else:
-        loaded = load_checkpoint(args.model, device=runtime.device)
+    encoders = load_encoders(args.model, raw, runtime.device)
     failed = {}
     for row in tqdm(cohort.rows, desc="extract", unit="slide", file=sys.stderr):
         path = args.out / f"{row.slide_id}.{spec.format}"
         if path.exists():
             continue
         try:
-            save_bag(path, extract_slide(row, loaded, spec, runtime))
+            save_bag(path, extract_slide(row, encoders, spec, runtime))
         except MsamilError as error:
             failed[row.slide_id] = str(error)
     for name, reason in failed.items():
         print(f"{name}: {reason}", file=sys.stderr)  # noqa: T201
     done = len(cohort) - len(failed)
-    _write_summary(args.out, args.model, spec, done, failed)
+    _write_summary(args.out, " ".join(args.model), spec, done, failed)
     print(f"{done} of {len(cohort)} slides have bags in {args.out}")  # noqa: T201
     return 1 if failed else 0
 
@@ -110,13 +106,14 @@ def _write_summary(
 
 
 def extract_slide(
-    row: CohortRow, loaded: LoadedModel, spec: ExtractSpec, runtime: Runtime
+    row: CohortRow, encoders: ScaleEncoders, spec: ExtractSpec, runtime: Runtime
 ) -> StoredBag:
     """Features of the chosen patches of one slide.
 
     Raises:
         MsamilError: The slide cannot be read, or no patch is chosen.
     """
+    loaded = encoders.first
     with open_slide(row.path, mpp=row.mpp) as slide:
         patches = loaded.config.patches.model_copy(
             update={"strategy": Strategy(spec.patches)}
@@ -126,7 +123,7 @@ def extract_slide(
         if patches.strategy is Strategy.LESION:
             mask = _lesion(slide, row, loaded, spec, runtime)
         grid = make_grid(slide.info, patches, mask, tissue=tissue)
-        bag = finish(encode_patches(slide, grid, loaded, runtime))
+        bag = encoders.encode(slide, grid, runtime)
         stored = StoredBag.from_feature_bag(bag, row.slide_id)
         if row.mask is None:
             return stored

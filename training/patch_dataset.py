@@ -2,29 +2,29 @@
 
 A draw depends only on the generator it is given. Patches come in paper order, because a grid is in paper order and
 drawn positions are sorted. Slides are opened once to lay out their grid and again when patches are read; decoded
-patches are kept in memory within a budget.
+patches are kept in memory within a budget, or in a folder (`patch_cache`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from napari_msamil.config import Strategy
-from napari_msamil.errors import CohortError, MsamilError, SelectionError
+from napari_msamil.errors import CohortError, SelectionError
 from napari_msamil.patch_reader import read_patches
 from napari_msamil.patches import make_grid
 from napari_msamil.slide import open_slide
 from napari_msamil.tissue import find_tissue
 
+from .patch_cache import pixels_key
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from napari_msamil.patches import PatchGrid
 
     from .cohort import CohortRow
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+    from .patch_cache import PatchCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +67,18 @@ class PatchPool:
         rows: The slides.
         config: Scales, tissue detection, classes.
         cache_gb: Decoded patches kept in memory.
+        cache: Decoded patches kept on disk, which then take the place of those in memory.
 
     Raises:
         CohortError: A label is none of the model's classes.
     """
 
     def __init__(
-        self, rows: Sequence[CohortRow], config: ModelConfig, cache_gb: float = 0.0
+        self,
+        rows: Sequence[CohortRow],
+        config: ModelConfig,
+        cache_gb: float = 0.0,
+        cache: PatchCache | None = None,
     ) -> None:
         unknown = sorted({r.label for r in rows} - set(config.classes))
         if unknown:
@@ -91,8 +94,10 @@ class PatchPool:
             update={"strategy": Strategy.TISSUE, "max_patches": None}
         )
         self._grids: dict[int, PatchGrid] = {}
-        self._cache: dict[int, NDArray[np.uint8]] = {}
+        self._kept: dict[int, NDArray[np.uint8]] = {}
         self._room = int(cache_gb * 1e9)
+        self._disk = cache
+        self._keys: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -108,9 +113,9 @@ class PatchPool:
             row = self.rows[item]
             with open_slide(row.path, mpp=row.mpp) as slide:
                 tissue = find_tissue(slide, self._tissue)
-                self._grids[item] = make_grid(
-                    slide.info, self._spec, tissue, tissue=tissue
-                )
+                grid = make_grid(slide.info, self._spec, tissue, tissue=tissue)
+                self._keys[item] = pixels_key(slide.info, grid)
+            self._grids[item] = grid
         return self._grids[item]
 
     def draw(
@@ -160,17 +165,33 @@ class PatchPool:
     def _read(
         self, item: int, grid: PatchGrid, chosen: NDArray[np.intp]
     ) -> NDArray[np.uint8]:
-        if item in self._cache:
-            return self._cache[item][chosen]
-        side = grid.spec.scales[0].size_px
-        whole = len(grid) * side * side * 3
-        with self._lock:
-            keep = whole <= self._room
-            self._room -= whole if keep else 0
-        if not keep:
+        kept = self._kept.get(item)
+        if kept is None and self._disk is not None:
+            kept = self._disk.get(self._keys[item], self._shape(grid))
+        if kept is not None:
+            return np.asarray(kept[chosen])
+        whole = int(np.prod(self._shape(grid)))
+        if not self._keep(whole):
             return self._decode(item, grid, chosen)
-        self._cache[item] = self._decode(item, grid, np.arange(len(grid)))
-        return self._cache[item][chosen]
+        pixels = self._decode(item, grid, np.arange(len(grid)))
+        if self._disk is None:
+            self._kept[item] = pixels
+        else:
+            self._disk.put(self._keys[item], pixels)
+        return pixels[chosen]
+
+    def _keep(self, size: int) -> bool:
+        """Whether a slide of so many bytes is kept; room in memory is then taken."""
+        if self._disk is not None:
+            return self._disk.takes(size)
+        with self._lock:
+            keep = size <= self._room
+            self._room -= size if keep else 0
+        return keep
+
+    def _shape(self, grid: PatchGrid) -> tuple[int, ...]:
+        side = grid.spec.scales[0].size_px
+        return len(grid), side, side, 3
 
     def _decode(
         self, item: int, grid: PatchGrid, chosen: NDArray[np.intp]
@@ -209,44 +230,3 @@ def choose(
     rest = np.setdiff1d(np.arange(total), taken)
     more = rng.choice(rest, size=count - len(taken), replace=False)
     return np.sort(np.concatenate([taken, more]))
-
-
-class ReadAhead(Generic[_T, _R]):
-    """Results of a function over a list of arguments, the next ones computed in threads while one is used.
-
-    Expected errors (`MsamilError`) come back as values, so that one bad slide does not end the rest.
-    """
-
-    def __init__(
-        self, work: Callable[[_T], _R], arguments: Sequence[_T], ahead: int
-    ) -> None:
-        self._work = work
-        self._left = deque(arguments)
-        self._waiting: deque[Future[_R | MsamilError]] = deque()
-        self._ahead = ahead
-        self._pool = ThreadPoolExecutor(
-            max(ahead, 1), thread_name_prefix="msamil-ahead"
-        )
-
-    def __iter__(self) -> Iterator[_R | MsamilError]:
-        return self
-
-    def __next__(self) -> _R | MsamilError:
-        """The next result in the order of the arguments."""
-        while self._left and len(self._waiting) <= self._ahead:
-            self._waiting.append(self._pool.submit(self._try, self._left.popleft()))
-        if not self._waiting:
-            self.close()
-            raise StopIteration
-        return self._waiting.popleft().result()
-
-    def _try(self, argument: _T) -> _R | MsamilError:
-        try:
-            return self._work(argument)
-        except MsamilError as error:
-            return error
-
-    def close(self) -> None:
-        """Drop what has not begun and end the threads."""
-        self._left.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -9,7 +9,7 @@ import torch
 from napari_msamil.errors import MsamilError
 
 from .augment import augment
-from .patch_dataset import Draw, PatchPool, ReadAhead
+from .read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .config import E2ESpec
+    from .patch_dataset import Draw, PatchPool
     from .ranks import Ranks
     from .visits import Visit
 

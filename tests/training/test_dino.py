@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -167,3 +167,34 @@ def test_the_command_trains_the_student_and_moves_the_teacher_by_averaging(
     ]
     assert len(losses) == 4
     assert all(math.isfinite(x) for x in losses)
+
+
+def test_slides_of_one_step_are_one_batch(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both slides in one call of the student per crop, and the same crops as each slide alone."""
+    from training.visits import Visit
+
+    cohort = read_cohort(table, classes=CLASSES)
+    visits = [Visit(0, 0, 0, 0.5), Visit(1, 0, 1, 0.5)]
+    seen: list[torch.Tensor] = []
+    for group in (visits, visits[:1], visits[1:]):
+        runtime = choose_runtime("cpu", "fp32")
+        task = make_task(tiny_config(), SMALL, cohort, "20x", runtime)
+        once = task._logits
+
+        def noted(network: Any, pixels: torch.Tensor, once: Any = once) -> Any:
+            seen.append(pixels)
+            return once(network, pixels)
+
+        monkeypatch.setattr(task, "_logits", noted)
+        task.network.train()
+        task.start_epoch(0, group)
+        losses = task.backward_window(group)
+        assert len(set(losses)) == 1
+        assert all(loss is not None for loss in losses)
+    calls = 2 + 2 + SMALL.local_crops
+    assert len(seen) == 3 * calls
+    for i in range(calls):
+        together, first, second = seen[i], seen[i + calls], seen[i + 2 * calls]
+        assert torch.equal(together, torch.cat([first, second]))

@@ -134,3 +134,27 @@ def test_masks_of_the_cohort_choose_patches_and_label_instances(
     finest = everything.scale == 0
     left = everything.coords_xy0[finest, 0] + 16 < 208
     assert torch.equal(everything.instance_labels[finest].bool(), left)
+
+
+def test_each_scale_can_have_an_encoder_of_its_own(work: Path, tmp_path: Path) -> None:
+    """Three encoders: every patch has the feature its own scale's encoder gives it alone."""
+    names = ("20x", "10x", "5x")
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        model = build_model(tiny_config()).eval()
+        save_checkpoint(tmp_path / f"{name}.safetensors", model)
+    words = ["extract", "--cohort", str(work / "cohort.csv"), "--device", "cpu"]
+    words += ["--precision", "fp32", "--set", "extract.patches=tissue", "--model"]
+    for name in names:
+        alone = [*words, str(tmp_path / f"{name}.safetensors")]
+        assert main([*alone, "-o", str(tmp_path / name)]) == 0
+    pairs = [f"{name}={tmp_path / name}.safetensors" for name in reversed(names)]
+    assert main([*words, *pairs, "-o", str(tmp_path / "all")]) == 0
+    bag = load_bag(tmp_path / "all" / "s1.pt")
+    assert bag.valid.all()
+    for index, name in enumerate(names):
+        wanted = load_bag(tmp_path / name / "s1.pt").features[bag.scale == index]
+        assert len(wanted)
+        found = bag.features[bag.scale == index]
+        assert torch.allclose(found, wanted, atol=1e-5)
+    assert main([*words, *pairs[:2], "-o", str(tmp_path / "two")]) == 2

@@ -1,147 +1,23 @@
-"""The papers' tables at toy size: from `synth` to finished tables, as a newcomer walks."""
+"""The papers' tables: recipes, stages and text. That they run is in test_walk.py."""
 
 from __future__ import annotations
 
-import csv
-import json
 import tomllib
 
-import pytest
-
-from napari_msamil.checkpoint import save_checkpoint
-from napari_msamil.config import (
-    AggregatorSpec,
-    EncoderSpec,
-    ModelConfig,
-    PatchSpec,
-    ScaleSpec,
-    SegmenterSpec,
-    TissueSpec,
-)
-from napari_msamil.progress import finish
 from training import table_methods
 from training.cli import main
-from training.synth import make_cohort
-from training.synth_plan import SynthSpec
 from training.table_work import TableResult, _toml, as_markdown
 from training.tables import TABLES
 
-CLASSES = ("glandular-smooth", "trabecular-smooth")
+from .walk_parts import toy_config
 
 
-@pytest.fixture(scope="module")
-def walk(tmp_path_factory):
-    """A cohort of small slides and an untrained model with a segmenter."""
-    import torch
-
-    from napari_msamil.models import build_model
-
-    folder = tmp_path_factory.mktemp("tables")
-    spec = SynthSpec(
-        slides=8,
-        size_wh=(330, 270),
-        classes=CLASSES,
-        forty_share=0,
-        slides_per_patient=(1, 1),
-        shares=(0.4, 0.2, 0.4),
-    )
-    finish(make_cohort(folder, spec, jobs=1))
-    scales = (
-        ScaleSpec(name="20x", mpp=0.5, size_px=32),
-        ScaleSpec(name="10x", mpp=1.0, size_px=32),
-    )
-    config = ModelConfig(
-        name="toy",
-        classes=CLASSES,
-        patches=PatchSpec(scales=scales, lesion_threshold=0.2),
-        tissue=TissueSpec(mpp=2.0, min_area_um2=50.0, hole_area_um2=50.0),
-        encoder=EncoderSpec(
-            backbone="lcnet_050", dim=16, layers=1, heads=2, ffn=16, grid=1
-        ),
-        aggregator=AggregatorSpec(
-            in_dim=16, args={"heads": 2, "rank": 4, "mlp_dim": 16}
-        ),
-        segmenter=SegmenterSpec(
-            encoder="tu-lcnet_050",
-            decoder_channels=(16, 8, 8, 8, 8),
-            channels=("lesion",),
-            size_px=64,
-        ),
-    )
-    torch.manual_seed(0)
-    save_checkpoint(folder / "toy.safetensors", build_model(config).eval())
-    return folder
-
-
-def tables(walk, *names, more=()):
-    words = [
-        "tables",
-        *names,
-        "--cohort",
-        str(walk / "cohort.csv"),
-        "--model",
-        str(walk / "toy.safetensors"),
-    ]
-    return main(
-        [
-            *words,
-            "-o",
-            str(walk / "out"),
-            "--folds",
-            "2",
-            "--device",
-            "cpu",
-            "--precision",
-            "fp32",
-            "--epochs",
-            "2",
-            *more,
-        ]
-    )
-
-
-def test_table_1_and_figure_2_run_through_the_engine_once(walk, capsys):
-    assert tables(walk, "msamil-1", "msamil-fig2") == 0
-    out = walk / "out"
-    shown = capsys.readouterr().out
-    assert "| 3. Lesion area patches |" in shown
-    values = json.loads((out / "msamil-1.json").read_text())
-    assert all(v["patches"] > 0 for v in values.values())
-    for name in values:
-        assert (out / "msamil-1" / name / "fold_1" / "best.pt").exists()
-        bags = out / "shared" / f"bags_toy_{name}_model"
-        assert len(list(bags.glob("*.pt"))) == 8
-    assert values["random"]["patches"] <= values["tissue"]["patches"]
-    assert (
-        0 < values["lesion"]["seconds"]["low"] <= values["lesion"]["seconds"]["value"]
-    )
-    saved = json.loads((out / "msamil-fig2.json").read_text())["saved"]
-    assert all(s < 1 for s in saved)
-    assert (out / "figure-2.png").exists()
-    before = (out / "shared" / "engine" / "lesion.csv").stat().st_mtime_ns
-    assert tables(walk, "msamil-1") == 0
-    assert (out / "shared" / "engine" / "lesion.csv").stat().st_mtime_ns == before
-    assert (out / "tables.md").read_text().count("## MsaMIL-Net") == 2
-
-
-@pytest.mark.slow
-def test_table_2_trains_methods_on_the_same_slides(walk, capsys):
-    assert tables(walk, "msamil-2", more=("--methods", "abmil")) == 0
-    with (walk / "out" / "msamil-2.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [r["method"] for r in rows] == ["ABMIL†", "Ours (IAAM)‡"]
-    assert rows[-1]["ACC (paper)"] == "0.932 / 0.945 / 0.949"
-    assert "8 slides, 2 folds" in capsys.readouterr().out
-    assert tables(walk, "msamil-2", more=("--methods", "abmill")) == 2
-
-
-def test_recipes_of_methods_are_toml_and_name_the_scales(walk, tmp_path):
-    from napari_msamil.checkpoint import read_header
+def test_recipes_of_methods_are_toml_and_name_the_scales(tmp_path):
     from training.config import model_config, read_recipe
     from training.table_work import TableOptions, TableWork
 
-    config = read_header(walk / "toy.safetensors").config
-    work = TableWork(TableOptions(walk / "cohort.csv", tmp_path), "msamil-2")
+    config = toy_config()
+    work = TableWork(TableOptions(tmp_path / "cohort.csv", tmp_path), "msamil-2")
     for name in table_methods.PAPER:
         scales = ["20x"] if name in table_methods.SINGLE_SCALE else []
         path = work.write_recipe(
@@ -156,8 +32,8 @@ def test_recipes_of_methods_are_toml_and_name_the_scales(walk, tmp_path):
 def test_stages_of_table_3_are_a_recipe_whose_folds_cannot_mix(tmp_path):
     from training.config import checked, read_recipe
     from training.run import RunSpec
-    from training.table_training import stages_toml
     from training.table_work import TableOptions, TableWork
+    from training.training_runs import stages_toml
 
     options = TableOptions(
         tmp_path / "cohort.csv", tmp_path, overrides=("e2e.epochs=2",)
@@ -173,6 +49,64 @@ def test_stages_of_table_3_are_a_recipe_whose_folds_cannot_mix(tmp_path):
     assert "--set e2e.instances=8 --set e2e.epochs=2" in stages[0].args
     for stage in (stages[0], stages[3]):
         assert "--splits {splits} --fold {fold}" in stage.args
+    assert "--start {out}/encoder/best.pt" in stages[3].args
+
+
+def test_self_supervision_trains_one_encoder_per_scale_and_frozen_ones_none(tmp_path):
+    from training.table_work import TableOptions, TableWork
+    from training.training_runs import stages_toml
+
+    options = TableOptions(tmp_path / "cohort.csv", tmp_path, recipe="tables-small")
+    work = TableWork(options, "msamil-3")
+    stages = tomllib.loads(stages_toml(work, "dino"))["stages"]
+    assert [s["verb"] for s in stages] == ["dino", "publish"] * 3 + ["extract", "mil"]
+    scales = [s["args"].split("--scale ")[1].split()[0] for s in stages[:6:2]]
+    assert scales == ["20x", "10x", "5x"]
+    models = " ".join(f"{s}={{out}}/encoder-{s}.safetensors" for s in scales)
+    assert f"--model {models} --cohort" in stages[6]["args"]
+    assert len({s["makes"] for s in stages}) == 8
+    assert not any("--start" in s["args"] for s in stages)
+    encoder = tomllib.loads(stages_toml(work, "frozen"))["stages"][0]["args"]
+    assert "e2e.lr_encoder=0 --set e2e.lr_tokens=0" in encoder
+
+
+def test_figure_3b_says_where_it_reaches_self_supervision(tmp_path, monkeypatch):
+    import numpy as np
+
+    from training import table_training
+    from training.prediction_table import Predictions
+    from training.splits import Splits
+    from training.table_work import TableOptions, TableWork
+    from training.training_runs import Cost
+
+    right = {"dino": 6, "e2e": 7, "e2e-1": 3, "e2e-3": 5}
+    asked = []
+
+    def trained(work, name, way, changes=(), folds=None):
+        asked.append((work.folder.name, name, list(folds)))
+        labels = np.arange(8) % 2
+        shown = np.where(np.arange(8) < right[name], labels, 1 - labels)
+        names = tuple(f"s{i}" for i in range(8))
+        empty, fold = ("test",) * 8, (0,) * 8
+        found = Predictions(
+            ("a", "b"), names, names, empty, fold, labels, np.eye(2)[shown]
+        )
+        return found, Cost(9, 6)
+
+    monkeypatch.setattr(table_training, "run_training", trained)
+    monkeypatch.setattr(
+        table_training, "read_splits", lambda path: Splits(({},) * 5, "", 0)
+    )
+    monkeypatch.setattr(TableWork, "splits", lambda self: tmp_path)
+    sets = ("tables.in_graph=[1, 3, 24]", "tables.sweep_folds=2")
+    options = TableOptions(
+        tmp_path / "c.csv", tmp_path, recipe="tables-small", overrides=sets
+    )
+    result = table_training.figure_3b(TableWork(options, "msamil-fig3b"))
+    assert [float(r[1].split()[0]) for r in result.rows] == [0.375, 0.625, 0.875, 0.75]
+    assert "reaches DINO at 24 patches" in result.notes[-1]
+    assert ("msamil-3", "e2e", [0, 1]) in asked
+    assert ("msamil-fig3b", "e2e-3", [0, 1]) in asked
 
 
 def test_toml_is_written_as_it_is_read():
