@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
+# The tests neither depend on nor change what the user has set in napari; read when napari is imported.
+os.environ["NAPARI_CONFIG"] = ""
 pytest.importorskip("napari")
 pytest.importorskip("pytestqt")
 # torchvision brings triton; loaded before the software OpenGL of a virtual display it is harmless, after it the process

@@ -254,6 +254,19 @@ def test_tiff_whose_header_claims_a_huge_tile_is_refused(tmp_path: Path) -> None
         open_slide(path)
 
 
+def test_tiff_whose_list_of_tiles_was_cut_short_is_a_sentence(slide_path: Path) -> None:
+    """Found by fuzzing: offsets for every tile, but only one byte count."""
+    with tifffile.TiffFile(slide_path) as tiff:
+        assert tiff.is_bigtiff
+        tag = tiff.pages[0].tags["TileByteCounts"]
+    with slide_path.open("r+b") as stream:
+        stream.seek(tag.offset + 4)
+        stream.write(struct.pack("<Q", 1))
+    sentence = refusal(lambda: open_slide(slide_path, backend="direct"))
+    assert sentence is not None
+    assert slide_path.name in sentence
+
+
 def test_transparent_pixels_get_the_background_colour(shared_data: Path) -> None:
     """`convert("RGB")` alone would make them black."""
     path = shared_data / "slides" / "small.svs"

@@ -80,7 +80,7 @@ def level0_xy(info: SlideInfo, world: Sequence[float]) -> tuple[float, float]:
 
 def slide_layer(slide: Slide) -> LayerTuple:
     """The slide as a lazy multiscale RGB image; its metadata keeps the open slide."""
-    from napari_msamil.slide.pyramid import lazy_pyramid, start_virtual_levels
+    from napari_msamil.slide.level_array import start_virtual_levels, view_levels
 
     info = slide.info
     overview = start_virtual_levels(slide)
@@ -89,12 +89,10 @@ def slide_layer(slide: Slide) -> LayerTuple:
         "rgb": True,
         "multiscale": True,
         "contrast_limits": (0, 255),
-        # The pyramid has a bounded cache of its own; napari's would keep previews of an unfinished overview.
-        "cache": False,
         "metadata": {KEY: {"role": "slide", "slide": slide, "overview": overview}},
         **placement(info, (1.0, 1.0)),
     }
-    return lazy_pyramid(slide, virtual=overview), meta, "image"
+    return view_levels(slide, virtual=overview), meta, "image"
 
 
 def mask_layer(mask: SlideMask, info: SlideInfo) -> LayerTuple:

@@ -95,7 +95,8 @@ class TiffLevel:
             raise SlideError("it is not tiled")
         self.columns = -(-self.size_wh[0] // self.tile_size_wh[0])
         self.rows = -(-self.size_wh[1] // self.tile_size_wh[1])
-        if len(page.dataoffsets) < self.columns * self.rows:
+        listed = min(len(page.dataoffsets), len(page.databytecounts))
+        if listed < self.columns * self.rows:
             raise SlideError("its list of tiles is incomplete")
         self.compression = int(page.compression)
         self._offsets = np.asarray(page.dataoffsets, np.uint64)
