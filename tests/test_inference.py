@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,6 +181,35 @@ def test_a_slide_without_one_readable_patch_is_an_error(
         encode(broken, everything(slide, loaded), loaded)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_in_fp32_the_bits_do_not_depend_on_the_number_of_threads(
+    slide: Slide, loaded: LoadedModel, threads: int
+) -> None:
+    grid = everything(slide, loaded)
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            bag = encode(slide, grid, loaded)
+            answers.append((bag.features, aggregate(loaded, bag, FP32).logits.numpy()))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+def test_other_threads_keep_their_own_number_of_threads(loaded: LoadedModel) -> None:
+    before = torch.get_num_threads()
+    found: list[int] = []
+    PatchEncoder(loaded, FP32)(np.zeros((1, 64, 64, 3), np.uint8))
+    late = Thread(target=lambda: found.append(torch.get_num_threads()))
+    late.start()
+    late.join()
+    assert found == [before]
+
+
 def test_invalid_patches_change_the_answer_like_leaving_them_out(
     slide: Slide, loaded: LoadedModel
 ) -> None:
@@ -199,7 +229,8 @@ def test_invalid_patches_change_the_answer_like_leaving_them_out(
 def test_running_out_of_memory_halves_the_batch_and_says_so(
     loaded: LoadedModel,
 ) -> None:
-    encoder = PatchEncoder(loaded, dataclasses.replace(FP32, batch_size=8))
+    loose = dataclasses.replace(FP32, batch_size=8, exact=False)
+    encoder = PatchEncoder(loaded, loose)
     real = encoder._call
 
     def small(images: torch.Tensor) -> torch.Tensor:
@@ -237,6 +268,8 @@ def test_the_encoder_id_follows_weights_precision_and_nothing_else(
         next(iter(loaded.model.aggregator.parameters())).add_(1)
     assert encoder_id(loaded, FP32) == name
     assert encoder_id(loaded, choose_runtime("cpu", "bf16")) != name
+    loose = dataclasses.replace(FP32, exact=False)
+    assert encoder_id(loaded, loose) != name
     assert encoder_id(loaded, FP32, compiled=True) != name
     with torch.no_grad():
         next(iter(loaded.model.encoder.parameters())).add_(1)

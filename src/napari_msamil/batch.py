@@ -102,8 +102,8 @@ def classify_many(
             summary.rows.append(event)
             meter.count(event)
             _write_summary(summary.rows, options.output / SUMMARY)
-        else:
-            meter.step(event)
+        elif event is not None:
+            meter.step(*event)
         yield Progress(Stage.ENCODE, len(summary.rows), len(jobs), meter.message)
     _write_summary(summary.rows, options.output / SUMMARY)
     summary.seconds = time.perf_counter() - start
@@ -112,8 +112,8 @@ def classify_many(
 
 def _run(
     jobs: list[SlideJob], options: BatchOptions
-) -> Iterator[SlideRow | tuple[str, Progress]]:
-    """Rows as slides finish, and steps of slides under way (name, step) in between."""
+) -> Iterator[SlideRow | tuple[str, Progress] | None]:
+    """Rows as slides finish; in between, steps of slides under way (name, step), or None where they are not known."""
     if options.cluster:
         from napari_msamil.batch_cluster import run_on_cluster
 
@@ -141,38 +141,52 @@ def _run_here(
 
 
 class _Meter:
-    """Rates and time left."""
+    """Rates and time left; slides under way count by the share of their patches that is encoded."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._start = time.perf_counter()
         self._rows: list[SlideRow] = []
         self._now = ""
+        self._under_way: dict[str, tuple[Progress, Progress]] = {}
 
     def count(self, row: SlideRow) -> None:
+        """A slide is finished."""
         self._rows.append(row)
+        self._under_way.pop(row.slide, None)
 
-    def step(self, event: tuple[str, Progress]) -> None:
-        name, step = event
+    def step(self, name: str, step: Progress) -> None:
+        """A slide went on; what its first step found in the cache counts for nothing."""
         self._now = f"{name}: {step.stage} {step.done}/{step.total}"
+        if step.stage is Stage.ENCODE:
+            first, _ = self._under_way.get(name, (step, step))
+            self._under_way[name] = first, step
 
     @property
     def message(self) -> str:
-        """For example `120 slides/h · 41 patches/s (read 300, encode 45) · 3 min left`."""
+        """For example `a: encode 7/90 · 120 slides/h · 41 patches/s (read 300, encode 45) · 3 min left`."""
         parts = [self._now] if self._now else []
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        done = len(self._rows)
-        if done:
-            patches = sum(row.patches for row in self._rows)
-            read = _rate(patches, sum(row.read_s for row in self._rows))
-            encode = _rate(patches, sum(row.encode_s for row in self._rows))
-            left = (self._total - done) * seconds / done
+        live = self._under_way.values()
+        slides = len(self._rows) + sum(now.fraction for _, now in live)
+        patches = sum(row.patches for row in self._rows)
+        encoded = patches + sum(now.done - first.done for first, now in live)
+        if slides and encoded:
+            left = (self._total - slides) * seconds / slides
             parts += [
-                f"{3600 * done / seconds:.0f} slides/h",
-                f"{patches / seconds:.0f} patches/s (read {read}, encode {encode})",
+                f"{3600 * slides / seconds:.0f} slides/h",
+                f"{encoded / seconds:.0f} patches/s{self._split(patches)}",
                 f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left",
             ]
         return " · ".join(parts)
+
+    def _split(self, patches: int) -> str:
+        """What reading and encoding would reach alone, from the slides that are finished."""
+        if not self._rows:
+            return ""
+        read = _rate(patches, sum(row.read_s for row in self._rows))
+        encode = _rate(patches, sum(row.encode_s for row in self._rows))
+        return f" (read {read}, encode {encode})"
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.batch_job import SlideRow, run_job
-from napari_msamil.batch_pool import ATTEMPTS, lost_row
+from napari_msamil.batch_pool import ATTEMPTS, deaf_children, lost_row
+from napari_msamil.device import cores
 from napari_msamil.errors import ConfigError, ExtraMissingError
 
 if TYPE_CHECKING:
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
     from napari_msamil.batch_job import BatchOptions
 
 _POLL_S = 0.1
+_GRACE_S = 0.4
 
 
-def run_on_cluster(jobs: list[SlideJob], options: BatchOptions) -> Iterator[SlideRow]:
+def run_on_cluster(
+    jobs: list[SlideJob], options: BatchOptions
+) -> Iterator[SlideRow | None]:
     """Classify slides on a cluster; slides, masks, model and output folder must be visible to the workers.
 
     Args:
@@ -27,7 +32,7 @@ def run_on_cluster(jobs: list[SlideJob], options: BatchOptions) -> Iterator[Slid
         options: `cluster` is the scheduler's address, or `local:N` for N processes here.
 
     Yields:
-        A row for each slide as it finishes.
+        A row for each slide as it finishes, and None every moment in between, so that the caller can stop.
 
     Raises:
         ExtraMissingError: Dask's scheduler is not installed.
@@ -37,24 +42,44 @@ def run_on_cluster(jobs: list[SlideJob], options: BatchOptions) -> Iterator[Slid
         import distributed
     except ImportError as error:
         raise ExtraMissingError("A Dask cluster", "scale") from error
-    client, local = _connect(distributed, options.cluster or "")
+    with deaf_children():
+        client, local = _connect(distributed, options.cluster or "")
+    threads = 0 if local is None else max(1, cores() // len(local.workers))
+    pending: dict[Any, SlideJob] = {}
     try:
         run = uuid.uuid4().hex[:8]
-        pending = {
-            client.submit(
-                run_job, job, options, key=f"msamil-{run}-{i}-{job.name}", pure=False
-            ): job
-            for i, job in enumerate(jobs)
-        }
+        for i, job in enumerate(jobs):
+            key = f"msamil-{run}-{i}-{job.name}"
+            future = client.submit(_run_job, job, options, threads, key=key, pure=False)
+            pending[future] = job
         while pending:
             for future in [f for f in pending if f.done()]:
                 yield _row(distributed, future, pending.pop(future))
+            yield None
             time.sleep(_POLL_S)
         # Workers go idle before they are told to leave, or they would be reported as lost.
     finally:
+        client.cancel(list(pending))
+        if local is not None and pending:
+            local.sync(_stop_now, local)
         client.close()
         if local is not None:
             local.close()
+
+
+def _run_job(job: SlideJob, options: BatchOptions, threads: int) -> SlideRow:
+    """On a worker; Dask gives each process one thread, which is too few where fewer processes than cores were asked for."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    return run_job(job, options)
+
+
+async def _stop_now(local: Any) -> None:
+    """End the processes of a local cluster although they are at work; Dask itself would wait for seconds."""
+    workers = local.workers.values()
+    await asyncio.gather(*(worker.close(timeout=_GRACE_S) for worker in workers))
 
 
 def _connect(distributed: Any, address: str) -> tuple[Any, Any]:

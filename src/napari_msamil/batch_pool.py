@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from napari_msamil.batch_job import SlideRow, run_job
+from napari_msamil.device import cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,9 +76,28 @@ def _start(index: int, count: int, options: BatchOptions) -> _Worker:
     process = context.Process(
         target=_serve, args=(there, replace(options, device=device), count), daemon=True
     )
-    process.start()
+    with deaf_children():
+        process.start()
     there.close()
     return _Worker(process, here)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started meanwhile, and threads, do not hear Ctrl-C: it is for the process that was called.
+
+    A terminal sends it to all. A process takes the blocked signals of the thread that starts it along, so there is no
+    moment, not even while it imports, in which it would die with a traceback.
+    """
+    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
+    if mask is None:
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
 
 
 def _device(index: int, device: str) -> str:
@@ -154,10 +174,10 @@ def _stop(workers: list[_Worker]) -> None:
 
 def _serve(pipe: Connection, options: BatchOptions, workers: int) -> None:
     """A worker: slides in, steps and rows out, until the parent is gone. Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, cores() // workers))
     said = 0.0
     while True:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -30,12 +31,14 @@ class Runtime:
         precision: Never `auto` here.
         channels_last: Whether images are kept channels-last.
         batch_size: Patches per encoder call, or None: found by the engine.
+        exact: Whether answers are equal bit for bit whatever the number of threads; `fp32` asked for by name on a CPU.
     """
 
     device: str
     precision: Precision
     channels_last: bool
     batch_size: int | None = None
+    exact: bool = False
 
     @property
     def torch_device(self) -> torch.device:
@@ -53,7 +56,7 @@ def choose_runtime(
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `auto`, `fp32`, `bf16` or `fp16`; `auto` is bf16 where the hardware has it, fp16 on
-            older GPUs, else fp32.
+            older GPUs, else fp32. `fp32` by name is also exact on a CPU (`Runtime.exact`), which `auto` never is.
         batch_size: Patches per encoder call; None lets the engine find it.
 
     Raises:
@@ -86,7 +89,20 @@ def choose_runtime(
         wanted = _best_precision(kind)
     if wanted is Precision.FP16 and kind == "cpu":
         raise ConfigError("fp16 is not useful on a CPU. Use bf16 or fp32.")
-    return Runtime(device, wanted, channels_last=kind != "mps", batch_size=batch_size)
+    return Runtime(
+        device,
+        wanted,
+        channels_last=kind != "mps",
+        batch_size=batch_size,
+        exact=kind == "cpu" and precision == Precision.FP32,
+    )
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    # neither Windows nor macOS has it
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _best_device() -> str:

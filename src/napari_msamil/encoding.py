@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from napari_msamil.device import Precision, Runtime
+from napari_msamil.exact import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,10 +42,10 @@ _HASHES: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
 def encoder_id(loaded: LoadedModel, runtime: Runtime, *, compiled: bool = False) -> str:
-    """Name of everything in an encoder that a feature depends on: specification, weights, precision, compilation."""
+    """Name of everything a feature depends on: specification, weights, precision, exactness, compilation."""
     encoder = loaded.model.encoder
     parts = [_weights_hash(encoder, loaded.config.encoder), str(runtime.precision)]
-    return "-".join(parts + ["compiled"] * compiled)
+    return "-".join(parts + ["exact"] * runtime.exact + ["compiled"] * compiled)
 
 
 def _weights_hash(encoder: nn.Module, spec: EncoderSpec) -> str:
@@ -95,6 +96,9 @@ class PatchEncoder:
         encoder = loaded.model.encoder.to(runtime.torch_device)
         self._encoder = encoder.to(memory_format=layout).eval()
         self._call = torch.compile(self._encoder) if compiled else self._encoder
+        self._crew = Crew() if runtime.exact else None
+        if self._crew is not None:
+            self.batch_size = self._crew.size
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode patches, as many at a time as the batch holds; an incomplete one is filled up with black.
@@ -114,7 +118,7 @@ class PatchEncoder:
         while done < len(pixels):
             part = _filled_up(pixels[done : done + self.batch_size], self.batch_size)
             try:
-                features = self._forward(part)
+                features = self._features(part)
             except RuntimeError as error:
                 self._halve(error)
                 continue
@@ -123,6 +127,13 @@ class PatchEncoder:
             done += count
         self.seconds += time.perf_counter() - start
         return out
+
+    def _features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """A batch at once; where bits must not depend on threads, each patch by itself, by one thread."""
+        if self._crew is None:
+            return self._forward(pixels)
+        alone = [pixels[i : i + 1] for i in range(len(pixels))]
+        return np.concatenate(self._crew.map(self._forward, alone))
 
     def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Bytes go to the device as they are; permuted they already are channels-last."""

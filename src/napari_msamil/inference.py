@@ -13,6 +13,7 @@ import torch
 from napari_msamil.device import Runtime, choose_runtime
 from napari_msamil.encoding import PatchEncoder, batch_places, encoder_id, in_places
 from napari_msamil.errors import RegionError
+from napari_msamil.exact import one_thread
 from napari_msamil.feature_store import patch_keys, store_key
 from napari_msamil.patch_reader import PatchReader, reading_order
 from napari_msamil.progress import Progress, Stage
@@ -187,10 +188,12 @@ def aggregate(
 ) -> MILOutput:
     """Ask the aggregator, in float32, with the valid patches of a bag as one batch.
 
+    An exact runtime lets one thread compute, so that the bits are the same on any number of them.
+
     Args:
         loaded: The model.
         bag: Features in grid order.
-        runtime: Device; the precision is always float32.
+        runtime: Device and exactness; the precision is always float32.
 
     Returns:
         Output for a batch of one bag; invalid patches have attention 0.
@@ -202,6 +205,6 @@ def aggregate(
     inputs = [bag.features, shares, bag.grid.scale.astype(np.int64)]
     features, coords, scale = (torch.from_numpy(a)[None].to(device) for a in inputs)
     valid = None if bag.valid.all() else torch.from_numpy(bag.valid)[None].to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread(bool(runtime and runtime.exact)):
         output: MILOutput = aggregator(features, coords, scale, valid)
     return output

@@ -17,6 +17,7 @@ from napari_msamil.checkpoint import LoadedModel, load_checkpoint
 from napari_msamil.class_sets import uncertainty_warnings
 from napari_msamil.config import Fallback, PatchSpec, Strategy
 from napari_msamil.device import Runtime, choose_runtime
+from napari_msamil.exact import one_thread
 from napari_msamil.feature_store import FeatureStore
 from napari_msamil.inference import FeatureBag, aggregate, encode_patches
 from napari_msamil.masks import MaskSource, SlideMask
@@ -166,7 +167,8 @@ def find_mask(
 
     spec, segmenter = loaded.config.segmenter, loaded.model.segmenter
     if spec is not None and segmenter is not None:
-        return find_lesion(slide, segmenter, spec, runtime), ()
+        with one_thread(bool(runtime and runtime.exact)):
+            return find_lesion(slide, segmenter, spec, runtime), ()
     warning = "The model has no lesion segmenter: the tissue mask is used instead."
     return find_tissue(slide, loaded.config.tissue), (warning,)
 
