@@ -1,8 +1,9 @@
 """Honest probabilities: a temperature, sets that hold the true class, and slides the model should not judge.
 
 All three are learnt from validation slides that no weight was trained on. Temperature: Guo et al. 2017. Sets: split
-conformal prediction with adaptive scores (Romano, Sesia and Candès 2020, without randomisation): the set holds the true
+conformal prediction with regularised adaptive scores (Angelopoulos et al. 2021, without randomisation): the set holds the true
 class of a new slide with the promised probability, if the slide is of the same kind as the validation slides.
+A few slides that are all right say little about the temperature: a weak prior holds it near 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 COVERAGE = 0.9
 FEWEST = 10
 """Validation slides below which nothing is calibrated."""
+PENALTY = 0.05
+"""Added to the score of a class for every likelier one."""
 _RANGE = (math.log(0.05), math.log(20.0))
 
 
@@ -37,7 +40,8 @@ class Calibration:
     Attributes:
         temperature: Divides the logits.
         coverage: Promised share of slides whose set holds the true class.
-        set_threshold: Classes are taken in falling probability until this sum is reached; at least one.
+        set_threshold: Largest score of a class of the set; at least one class is in it.
+        set_penalty: Part of the score, for every likelier class.
         slides: Validation slides it was learnt from.
         ece_before, ece_after: Calibration error on those slides without and with the temperature.
     """
@@ -45,6 +49,7 @@ class Calibration:
     temperature: float
     coverage: float
     set_threshold: float
+    set_penalty: float
     slides: int
     ece_before: float
     ece_after: float
@@ -72,6 +77,7 @@ def calibrate(found: Predictions, coverage: float = COVERAGE) -> Calibration:
         temperature=temperature,
         coverage=coverage,
         set_threshold=conformal_threshold(after, found.labels, coverage),
+        set_penalty=PENALTY,
         slides=len(found),
         ece_before=metrics.calibration_error(found.probabilities, found.labels),
         ece_after=metrics.calibration_error(after, found.labels),
@@ -79,31 +85,37 @@ def calibrate(found: Predictions, coverage: float = COVERAGE) -> Calibration:
 
 
 def fit_temperature(logits: NDArray[np.float64], labels: Labels) -> float:
-    """The temperature with the smallest log loss, between 0.05 and 20."""
+    """The most likely temperature between 0.05 and 20, its logarithm being normal around 0 with deviation 1 beforehand."""
 
     def loss(log_temperature: float) -> float:
-        return metrics.log_loss(
-            metrics.softmax(logits, math.exp(log_temperature)), labels
-        )
+        shares = metrics.softmax(logits, math.exp(log_temperature))
+        return len(labels) * metrics.log_loss(shares, labels) + log_temperature**2 / 2
 
     return float(math.exp(minimize_scalar(loss, bounds=_RANGE, method="bounded").x))
 
 
 def conformal_threshold(
-    probabilities: Probabilities, labels: Labels, coverage: float = COVERAGE
+    probabilities: Probabilities,
+    labels: Labels,
+    coverage: float = COVERAGE,
+    penalty: float = PENALTY,
 ) -> float:
-    """Sum of probabilities up to and including the true class that is reached by `coverage` of slides, for finite samples.
+    """Score that the true class of `coverage` of slides does not exceed, for finite samples.
 
-    The ⌈(n + 1) · coverage⌉-th smallest of n scores; 1 (every class) where n is too small for the promise.
+    The ⌈(n + 1) · coverage⌉-th smallest of n scores; the largest possible (every class) where n is too small for the promise.
     """
-    scores = np.sort(true_class_scores(probabilities, labels))
+    scores = np.sort(true_class_scores(probabilities, labels, penalty))
     place = math.ceil((len(scores) + 1) * coverage)
-    return float(scores[place - 1]) if place <= len(scores) else 1.0
+    everything = 1.0 + penalty * (probabilities.shape[1] - 1)
+    return float(scores[place - 1]) if place <= len(scores) else everything
 
 
 def true_class_scores(
-    probabilities: Probabilities, labels: Labels
+    probabilities: Probabilities, labels: Labels, penalty: float = PENALTY
 ) -> NDArray[np.float64]:
-    """Sum of probabilities (N,) of all classes at least as likely as the true one."""
-    own = probabilities[np.arange(len(labels)), labels]
-    return np.asarray((probabilities * (probabilities >= own[:, None])).sum(axis=1))
+    """Sum of probabilities (N,) of all classes at least as likely as the true one, and the penalty for each of the others."""
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    before = probabilities >= own
+    return np.asarray(
+        (probabilities * before).sum(axis=1) + penalty * (before.sum(axis=1) - 1)
+    )

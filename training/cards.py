@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_msamil.checkpoint import read_header, sha256_of
 from napari_msamil.errors import CheckpointError, ExtraMissingError
+from napari_msamil.model_card import ensemble_words, familiarity_words
 
 from .summary import SHOWN, TITLES
 
@@ -48,6 +49,7 @@ def card_text(header: CheckpointHeader, name: str, sha256: str) -> str:
         f"- scales: {', '.join(f'{s.name} ({s.mpp:g} µm/px, {s.size_px} px)' for s in config.patches.scales)}",
         f"- encoder: {config.encoder.kind} on {config.encoder.backbone}, {config.encoder.dim} values per patch",
         f"- aggregator: {config.aggregator.name}",
+        _listed("members", ensemble_words(config)),
         f"- lesion segmenter: {config.segmenter.encoder if config.segmenter else 'none (tissue is used)'}",
         f"- parameters: {header.parameters:,}; temperature {config.temperature:.3f}",
         f"- file: `{name}`, sha256 `{sha256}`",
@@ -57,6 +59,7 @@ def card_text(header: CheckpointHeader, name: str, sha256: str) -> str:
         "\n## Figures on held-out slides\n",
         _figures(story.get("metrics") or {}),
         _calibration(story.get("calibration")),
+        _refusals(familiarity_words(config)),
         "\n## Use\n",
         f"```\nmsamil classify slide.svs --model {name} -o results\nmsamil selftest {name}\n```",
         f"\nMade with: `{story.get('command') or 'not stated'}`\n",
@@ -105,6 +108,18 @@ def _front_matter(header: CheckpointHeader) -> str:
         "pipeline_tag: image-classification",
     ]
     return "\n".join([*lines, "tags:", *(f"- {t}" for t in tags), "---", ""])
+
+
+def _listed(name: str, text: str) -> str:
+    return f"- {name}: {text}" if text else ""
+
+
+def _refusals(words: str) -> str:
+    return (
+        f"\nThe plugin says that a slide should not be judged with {words}."
+        if words
+        else ""
+    )
 
 
 def _limits(story: Mapping[str, Any]) -> str:

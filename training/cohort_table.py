@@ -319,6 +319,13 @@ def _check_patients(rows: list[CohortRow]) -> list[str]:
                 for name, found in sorted(where.items())
             )
             problems.append(f"patient {patient} lies in several {place}s ({parts})")
+    known = {row.patient_id for row in rows}
+    problems += [
+        f"line {row.line}: patient {row.patient_id} and patient {row.patient_id[:-2]} look like one, read as number and as "
+        "text. Write both alike"
+        for row in rows
+        if row.patient_id.endswith(".0") and row.patient_id[:-2] in known
+    ]
     return problems
 
 

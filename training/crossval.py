@@ -2,7 +2,7 @@
 
 One verb, its own arguments after `--`:
     msamil-train crossval --verb mil --cohort cohort.csv --splits splits.json -o runs/cv -- --config mil --bags features/
-Or all stages of a recipe, with {out} (the fold's folder), {fold}, {cohort} and {splits} in their arguments:
+Or all stages of a recipe. In the arguments {out} is the fold's folder, {fold} its number, {cohort} and {splits} the files:
     msamil-train crossval --recipe my.toml --cohort cohort.csv --splits splits.json -o runs/cv
 
 Each fold is `fold_<k>/` and must leave `predictions.csv`. A second run skips finished folds and goes on with others.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from .splits import make_splits, read_splits, write_splits
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from .summary import Summary
 
@@ -200,7 +201,7 @@ def _stages(
         return (
             FoldStage(
                 args.verb,
-                (*own, *args.words, *with_device),
+                (*own, *(_filled(w, fill) for w in args.words), *with_device),
                 folder / PREDICTIONS,
                 folder,
             ),
@@ -237,15 +238,23 @@ def _here(tasks: Sequence[FoldTask], jobs: int) -> Iterator[tuple[int, str]]:
         number_of = {pool.submit(run_fold, task): task.number for task in tasks}
         try:
             for future in as_completed(number_of):
-                yield number_of[future], future.result()
+                yield number_of[future], _outcome(future)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _outcome(future: Future[str]) -> str:
+    """Empty, or why the fold failed; a process that was killed takes the unfinished ones of its pool with it."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        return "a process ended suddenly, perhaps for lack of memory; the same command goes on where the folds stopped"
 
 
 def _on_cluster(tasks: Sequence[FoldTask], cluster: str) -> Iterator[tuple[int, str]]:
     """Folds on a Dask cluster; its workers must see the same folders."""
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
         from distributed import as_completed as dask_completed
     except ImportError as error:
         raise ExtraMissingError("Running folds on a cluster", "scale") from error
@@ -259,7 +268,11 @@ def _on_cluster(tasks: Sequence[FoldTask], cluster: str) -> Iterator[tuple[int, 
             client.submit(run_fold, task, pure=False): task.number for task in tasks
         }
         for future in dask_completed(number_of):  # type: ignore[no-untyped-call]
-            yield number_of[future], future.result()
+            try:
+                reason = future.result()
+            except KilledWorker:
+                reason = "its workers died again and again, perhaps for lack of memory; run the same command again"
+            yield number_of[future], reason
 
 
 def _show(bar: Any, step: Progress) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from .bags import save_bag
 from .prediction_table import Predictions, read_predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from napari_msamil.checkpoint import LoadedModel
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from napari_msamil.result import SlideResult
 
     from .cohort_table import Cohort, CohortRow
+
+
+_SEPARATOR = " | "
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def predict_cohort(
         rows: Which slides.
         loaded: The model.
         runtime: Device and precision.
-        path: Table to write: that of `prediction_table`, with `seconds`, `patches`, `lesion_fraction` and `warnings`.
+        path: Table to write: that of `prediction_table`, with `seconds`, `patches`, `lesion_fraction`, `class_set`, `verdicts` and
+            `warnings`.
         spec: How.
 
     Returns:
@@ -91,6 +96,35 @@ def read_engine_run(path: Path) -> tuple[Predictions, dict[str, dict[str, str]]]
     with path.open(newline="", encoding="utf-8") as file:
         lines = {line["slide_id"]: line for line in csv.DictReader(file)}
     return read_predictions(path), lines
+
+
+def reliability_lines(lines: Iterable[Mapping[str, str]]) -> list[str]:
+    """How often class sets held the true class, how large they were, and how many slides were called unfit.
+
+    Args:
+        lines: Of a table of `predict_cohort`; one of a model that was not calibrated says nothing.
+    """
+    known = [line for line in lines if line["label"]]
+    sets = [
+        (r["label"], r["class_set"].split(_SEPARATOR))
+        for r in known
+        if r.get("class_set")
+    ]
+    said = []
+    if sets:
+        held = sum(label in classes for label, classes in sets)
+        size = sum(len(classes) for _, classes in sets) / len(sets)
+        said.append(
+            f"Class sets held the true class of {held} of {len(sets)} slides ({held / len(sets):.3f}) with {size:.2f} classes "
+            "in the mean."
+        )
+    judged = Counter(
+        v for r in known for v in r.get("verdicts", "").split(_SEPARATOR) if v
+    )
+    said += [
+        f"{n} of {len(known)} slides were called {name}." for name, n in judged.items()
+    ]
+    return said
 
 
 def _one(
@@ -121,7 +155,9 @@ def _one(
         "patches": len(result.grid),
         "pixels0": _pixels0(result.grid),
         "lesion_fraction": f"{result.mask.fraction:.4f}",
-        "warnings": " | ".join(result.warnings),
+        "class_set": _SEPARATOR.join(result.class_set),
+        "verdicts": _SEPARATOR.join(v.name for v in result.verdicts),
+        "warnings": _SEPARATOR.join(result.warnings),
     }
 
 
@@ -155,9 +191,14 @@ def _finished(path: Path) -> set[str]:
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
+    new, columns = not path.exists(), list(line)
+    if not new:  # of a run that another version began
+        with path.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file))
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(line), lineterminator="\n")
+        writer = csv.DictWriter(
+            file, columns, lineterminator="\n", extrasaction="ignore"
+        )
         if new:
             writer.writeheader()
         writer.writerow(line)

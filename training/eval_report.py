@@ -47,14 +47,17 @@ def write_report(
         figures: Plots by title.
         worst: Indices of the errors to show, worst first.
         cohort: Where slides are, for pictures; None shows none.
-        extra: Further figures (threshold, comparison).
+        extra: Further figures (threshold, comparison, notes).
     """
     parts = [
         "<h1>Evaluation</h1>",
         f"<p>{summary.slides} slides of {summary.patients} patients, classes: {html.escape(', '.join(found.classes))}.</p>",
         _table(summary),
         "<p class=note>95 % intervals by bootstrap over patients. Research only, not for diagnosis.</p>",
-        *(f"<p>{html.escape(str(line))}</p>" for line in extra.get("against", ())),
+        *(
+            f"<p>{html.escape(str(line))}</p>"
+            for line in (*extra.get("notes", ()), *extra.get("against", ()))
+        ),
         *_threshold(extra.get("threshold_from_validation")),
         *(
             _figure(title, plots.png_bytes(figure), title)

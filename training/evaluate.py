@@ -105,19 +105,25 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the arguments say; 1 if some slide failed."""
     failed: dict[str, str] = {}
+    notes: list[str] = []
     cohort = _cohort(args)
     if args.model:
-        found, failed = _classify(args, cohort)
+        found, failed, notes = _classify(args, cohort)
     else:
         found = read_folds(args.predictions)
     chosen = found if args.split == "all" else _part(found, args.split)
     other = read_folds(args.against) if args.against else None
     summary = evaluate(
-        chosen, args.out, cohort=cohort, other=other, validation=found.part("val")
+        chosen,
+        args.out,
+        cohort=cohort,
+        other=other,
+        validation=found.part("val"),
+        notes=notes,
     )
     for name, reason in failed.items():
         print(f"{name}: {reason}", file=sys.stderr)  # noqa: T201
-    print(markdown(summary))  # noqa: T201
+    print("\n".join([markdown(summary), *notes]))  # noqa: T201
     return 1 if failed else 0
 
 
@@ -128,6 +134,7 @@ def evaluate(
     cohort: Cohort | None = None,
     other: Predictions | None = None,
     validation: Predictions | None = None,
+    notes: Sequence[str] = (),
 ) -> Summary:
     """Write figures, plots and the report of predictions.
 
@@ -137,6 +144,7 @@ def evaluate(
         cohort: Where the slides are, for pictures of the worst errors.
         other: Predictions of another method on the same slides.
         validation: Validation slides, from which the threshold of a two-class problem is drawn.
+        notes: Further sentences for the report.
     """
     from . import plots
     from .eval_report import write_report
@@ -150,7 +158,7 @@ def evaluate(
     against: dict[str, Comparison] = (
         {} if other is None else compare(found, _same_part(other, found))
     )
-    extra: dict[str, Any] = {"classes": list(found.classes)}
+    extra: dict[str, Any] = {"classes": list(found.classes), "notes": list(notes)}
     if (
         len(found.classes) == 2
         and validation is not None
@@ -204,13 +212,19 @@ def _cohort(args: argparse.Namespace) -> Cohort | None:
 
 def _classify(
     args: argparse.Namespace, cohort: Cohort | None
-) -> tuple[Predictions, dict[str, str]]:
+) -> tuple[Predictions, dict[str, str], list[str]]:
+    """Predictions, why slides failed, and what is to be said about class sets and verdicts."""
     from tqdm import tqdm
 
     from napari_msamil.checkpoint import load_checkpoint
     from napari_msamil.device import choose_runtime
 
-    from .engine_run import EngineSpec, predict_cohort
+    from .engine_run import (
+        EngineSpec,
+        predict_cohort,
+        read_engine_run,
+        reliability_lines,
+    )
 
     assert cohort is not None
     rows: tuple[CohortRow, ...] = (
@@ -232,7 +246,8 @@ def _classify(
         raise ConfigError(
             f"No slide could be classified: {next(iter(failed.values()), 'no slide')}"
         )
-    return read_predictions(table), failed
+    predictions, lines = read_engine_run(table)
+    return predictions, failed, reliability_lines(lines.values())
 
 
 def _show(bar: Any, done: int) -> None:

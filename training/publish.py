@@ -5,6 +5,11 @@ Give the states in order; a later one replaces the parts it holds. `e2e` holds e
 state.pt).
 
     msamil-train publish runs/segment runs/e2e runs/mil -o model.safetensors --data "my cohort"
+    msamil-train publish --base encoder.safetensors --folds runs/cv/fold_* -o ensemble.safetensors
+
+`--folds` joins the folds of a cross-validation: each is the training of an aggregator (or `e2e`: encoder too) on top of
+the other states, or a checkpoint. `--calibrate` learns temperature and class sets from validation predictions,
+`--bags` from when on a slide is unlike the training data: see docs/cohorts.md.
 """
 
 from __future__ import annotations
@@ -14,38 +19,52 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.checkpoint import load_checkpoint, save_checkpoint, sha256_of
-from napari_msamil.config import ModelConfig, SegmenterSpec
+from napari_msamil.checkpoint import (
+    read_header,
+    resolve_model,
+    save_checkpoint,
+    sha256_of,
+)
 from napari_msamil.errors import CheckpointError
 from napari_msamil.models import build_model
 
-from .state import BEST, LAST, load_state
+from .assemble import assemble, read_fold, state_file, story_of
+from .join_folds import join_members
+from .state import load_state
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
-PARTS_OF = {
-    "e2e": ("encoder", "aggregator"),
-    "mil": ("aggregator",),
-    "mhim": ("aggregator",),
-    "dino": ("encoder",),
-    "segment": ("segmenter",),
-}
-"""Which parts of a model each verb trains."""
-_PREFIXES = {"mhim": ("student.",), "dino": ("student.encoder.", "encoder.")}
+    from napari_msamil.config import ModelConfig
+    from napari_msamil.models.msamil import MsamilModel
+
+    from .assemble import Stored
+    from .familiar import Learnt
+
+
+_OF_A_FILE = ("created", "software", "reference")
+"""Parts of the provenance that `save_checkpoint` writes anew."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `msamil-train publish`."""
     parser.add_argument(
-        "states", nargs="+", type=Path, help="training folders or state files, in order"
+        "states", nargs="*", type=Path, help="training folders or state files, in order"
+    )
+    parser.add_argument(
+        "--folds",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLD",
+        help="join these: folders or state files of folds, or checkpoints",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="….safetensors")
     parser.add_argument(
-        "--base", type=Path, help="checkpoint whose other parts are kept"
+        "--base", help="checkpoint, hf://… or demo, whose other parts are kept"
     )
     parser.add_argument("--name", help="name shown to users (default: the recipe's)")
     parser.add_argument("--description", help="one or two sentences for users")
@@ -63,9 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         type=Path,
+        nargs="+",
         metavar="CSV",
-        help="predictions.csv of the last training: its validation slides give temperature and class sets",
+        help="predictions.csv of the last training, or of all folds: their validation slides give temperature and class sets",
     )
+    _add_familiarity(parser)
     parser.add_argument(
         "--card", action="store_true", help="write a model card, README.md, beside it"
     )
@@ -73,6 +94,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--push",
         metavar="OWNER/NAME",
         help="also upload file and card to the Hugging Face hub",
+    )
+
+
+def _add_familiarity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bags",
+        type=Path,
+        metavar="DIR",
+        help="features of --cohort with the encoder published here (with --folds of own encoders: the first one): its "
+        "training and validation slides, of all folds, say from when on a slide is unlike them, or has too little tissue",
+    )
+    parser.add_argument("--cohort", type=Path, help="cohort table of these bags")
+    parser.add_argument(
+        "--splits", type=Path, help="split file, where the table has none"
+    )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        help="its fold whose training slides the encoder saw (default: all, for an encoder that saw none)",
     )
 
 
@@ -84,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         states,
         args.out,
         base=args.base,
+        folds=args.folds,
+        learnt=_familiarity(args),
         half=args.half,
         shown={
             "name": args.name,
@@ -112,10 +154,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def publish(
-    states: Sequence[tuple[Path, Mapping[str, Any]]],
+    states: Sequence[Stored],
     out: Path,
     *,
-    base: Path | None = None,
+    base: str | None = None,
+    folds: Sequence[Path] = (),
+    learnt: Callable[[ModelConfig], Learnt] | None = None,
     half: bool = False,
     shown: Mapping[str, str | float | None] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -126,111 +170,48 @@ def publish(
         states: Files and their states, in order.
         out: The checkpoint.
         base: A checkpoint whose parts are used where no state has them.
+        folds: Folders, states or checkpoints of folds that are joined.
+        learnt: Gives the limits of familiarity of a configuration; None: it gets none.
         half: Store weights as float16.
         shown: Texts that users see, and the temperature, by field of `ModelConfig`; None keeps the recipe's.
-        provenance: More of where it comes from.
+        provenance: More of where it comes from; what is empty does not hide what a base says that is only given more.
 
     Raises:
         CheckpointError: A part is missing or does not fit the configuration.
     """
-    weights: dict[str, Tensor] = {}
-    config = None
-    if base is not None:
-        loaded = load_checkpoint(base)
-        config, weights = loaded.config, dict(loaded.model.state_dict())
-    for path, state in states:
-        for part in _parts(path, state):
-            weights = {k: v for k, v in weights.items() if not k.startswith(part + ".")}
-            weights |= {f"{part}.{k}": v for k, v in _part_weights(state, part).items()}
-    config = _config_of(config, states)
+    config, weights, story = _put_together(states, folds, base)
     config = config.model_copy(
         update={k: v for k, v in (shown or {}).items() if v is not None}
     )
     if not any(k.startswith("segmenter.") for k in weights):
         config = config.model_copy(update={"segmenter": None})
+    found = None if learnt is None else learnt(config)
+    if found is not None:
+        config = config.model_copy(update={"familiarity": found.spec})
+        weights |= {f"familiarity.{k}": v for k, v in found.weights.items()}
     model = build_model(config)
     _fill(model, weights)
     model.eval()
-    story = {**_story(states), **(provenance or {})}
-    return save_checkpoint(out, model, story, half=half)
+    if found is not None:
+        _check_encoder(found, model)
+    told = {k: v for k, v in (provenance or {}).items() if v or k not in story}
+    return save_checkpoint(out, model, {**story, **told}, half=half)
 
 
-def state_file(path: Path) -> Path:
-    """The state of a training folder: its best, else its last; a file stands for itself.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    if path.is_file():
-        return path
-    for name in (BEST, LAST):
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"{path} holds neither {BEST} nor {LAST}. Give the output folder of a training."
-    )
-
-
-def _config_of(
-    config: ModelConfig | None, states: Sequence[tuple[Path, Mapping[str, Any]]]
-) -> ModelConfig:
-    """The configuration of all states together: each decides about the parts it holds.
-
-    Raises:
-        CheckpointError: No state says what model it belongs to.
-    """
-    for _, state in states:
-        if state["kind"] != "segment" and "model" in state["description"]:
-            own = ModelConfig.model_validate_json(state["description"]["model"])
-            kept = {} if config is None else _kept(config, own, state["kind"])
-            config = own.model_copy(update=kept)
-    if config is None:
-        raise CheckpointError(
-            "None of the states says what model it belongs to. Give an e2e or mil state, or --base."
-        )
-    for _, state in states:
-        segmenter = _as_dict(state["description"].get("segmenter"))
-        if state["kind"] == "segment" and segmenter is not None:
-            spec = SegmenterSpec.model_validate(segmenter)
-            config = config.model_copy(update={"segmenter": spec})
-    return config
-
-
-def _kept(old: ModelConfig, own: ModelConfig, kind: str) -> dict[str, Any]:
-    """The parts of an older configuration that a state of this kind does not train."""
-    parts = {
-        "encoder": old.encoder,
-        "aggregator": old.aggregator,
-        "segmenter": old.segmenter,
-    }
-    return {k: v for k, v in parts.items() if k not in PARTS_OF[kind]}
-
-
-def _as_dict(value: Any) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = (
-        json.loads(value) if isinstance(value, str) else value
-    )
-    return found
-
-
-def _parts(path: Path, state: Mapping[str, Any]) -> tuple[str, ...]:
-    if state["kind"] not in PARTS_OF:
-        raise CheckpointError(
-            f"{path} was made by {state['kind']!r}, which holds no part of a model."
-        )
-    return PARTS_OF[state["kind"]]
-
-
-def _part_weights(state: Mapping[str, Any], part: str) -> dict[str, Tensor]:
-    """The weights of one part without its prefix."""
-    weights: dict[str, Tensor] = dict(state["model"])
-    for prefix in (*_PREFIXES.get(state["kind"], ()), f"{part}."):
-        found = {
-            k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)
-        }
-        if found:
-            return found
-    return weights
+def _put_together(
+    states: Sequence[Stored], folds: Sequence[Path], base: str | None
+) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
+    """Configuration, weights, and where they come from; a base that is only given more keeps its story."""
+    if folds:
+        members = [read_fold(states, fold, base) for fold in folds]
+        config, weights = join_members([(str(m.path), m.parts) for m in members])
+        story = story_of([*states, *(s for m in members for s in m.states)])
+        return config, weights, {**story, "members": [m.path.name for m in members]}
+    config, weights = assemble(states, base)
+    if base is None or states:
+        return config, weights, story_of(states)
+    told = read_header(resolve_model(base)).provenance
+    return config, weights, {k: v for k, v in told.items() if k not in _OF_A_FILE}
 
 
 def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
@@ -248,32 +229,48 @@ def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def _story(states: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Where the weights come from, one entry per state."""
-    stages = []
-    for path, state in states:
-        about, at = state["description"], state["position"]
-        stages.append(
-            {
-                "verb": state["kind"],
-                "folder": path.parent.name,
-                "epoch": at.get("best_epoch") if path.name == BEST else at.get("epoch"),
-                "seconds": round(float(at.get("seconds", 0.0)), 1),
-                "validation": state.get("metrics", {}),
-                "settings": _as_dict(about.get("settings")),
-                "data_hash": about.get("data_hash"),
-            }
-        )
-    return {"recipe": stages, "data_hash": stages[-1]["data_hash"]}
-
-
-def _calibration(path: Path | None) -> dict[str, Any]:
-    if path is None:
+def _calibration(paths: Sequence[Path] | None) -> dict[str, Any]:
+    """From the validation slides of all tables together; each was predicted by a training that did not learn from it."""
+    if not paths:
         return {}
     from .calibration import calibrate
-    from .prediction_table import read_predictions
+    from .prediction_table import join_predictions, read_predictions
 
-    return calibrate(read_predictions(path).part("val")).as_dict()
+    parts = [read_predictions(path).part("val") for path in paths]
+    return calibrate(join_predictions(parts)).as_dict()
+
+
+def _familiarity(args: argparse.Namespace) -> Callable[[ModelConfig], Learnt] | None:
+    """How the limits are learnt once the configuration stands; None where no bags were given."""
+    if args.bags is None:
+        return None
+    if args.cohort is None:
+        raise CheckpointError(
+            "--bags needs --cohort: which of them are for training and validation."
+        )
+    from .cohort import read_cohort
+    from .familiar import learn_familiarity
+    from .splits import read_splits
+
+    numbers: Sequence[int | None] = [args.fold]
+    if args.splits and args.fold is None:
+        numbers = range(len(read_splits(args.splits).folds))
+    cohorts = [
+        read_cohort(args.cohort, splits=args.splits, fold=n, need_files=False)
+        for n in numbers
+    ]
+
+    def learn(config: ModelConfig) -> Learnt:
+        own = config.ensemble is not None and config.ensemble.own_encoders
+        if own and len(cohorts) > 1:
+            raise CheckpointError(
+                "Each fold has an encoder of its own, so --bags are of the first one: give its --fold."
+            )
+        return learn_familiarity(
+            cohorts, args.bags, [s.name for s in config.patches.scales]
+        )
+
+    return learn
 
 
 def _read_metrics(path: Path | None) -> dict[str, Any]:
@@ -284,3 +281,16 @@ def _read_metrics(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
     return found
+
+
+def _check_encoder(found: Learnt, model: MsamilModel) -> None:
+    """Raise unless the bags were made by the encoder that is published (of several, by the first)."""
+    from napari_msamil.encoding import weights_hash
+
+    members = getattr(model.encoder, "members", [model.encoder])
+    own = weights_hash(members[0], model.config.encoder)
+    if not found.encoder_id.startswith(own):
+        raise CheckpointError(
+            "The bags were made by another encoder than the one that is published, so their distances mean nothing. "
+            "Extract them with this model, published once without --bags."
+        )

@@ -80,7 +80,7 @@ def table_2(work: TableWork) -> TableResult:
         values[name] = {k: vars(v) for k, v in summary.pooled.items()}
         bars[title.rstrip("†‡")] = summary.pooled["acc"]
     notes = [
-        f"{len(ours)} slides, {len(set(ours.folds))} folds by patient; features of {work.options.model!r} from its lesion masks.",
+        f"{len(ours)} slides, {len(set(ours.folds))} folds by patient; {_features_of(work)}.",
         "† finest scale only, ‡ all scales. p-values: paired bootstrap over patients, adjusted by Holm.",
     ]
     figure = plots.interval_plot(bars, "ACC (95 % interval)")
@@ -92,6 +92,13 @@ def table_2(work: TableWork) -> TableResult:
         {"table-2": figure},
         values,
     )
+
+
+def _features_of(work: TableWork) -> str:
+    options = work.options
+    if options.bags:
+        return f"features from {options.bags}"
+    return f"features of {options.model!r} from its lesion masks"
 
 
 def chosen_methods(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
@@ -112,7 +119,7 @@ def chosen_methods(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 def run_method(work: TableWork, config: ModelConfig, key: str) -> Predictions:
     """Cross-validate one method on the lesion bags of the checkpoint's encoder."""
     name, _, one = key.partition("-")
-    bags = work.features(work.options.model)
+    bags = work.options.bags or work.features(work.options.model)
     scales = [config.patches.scales[0].name] if one or name in SINGLE_SCALE else []
     return cross_validate(work, config, name, bags, key, scales)
 
@@ -121,7 +128,7 @@ def cross_validate(
     work: TableWork,
     config: ModelConfig,
     name: str,
-    bags: Path,
+    bags: Path | str,
     key: str,
     scales: Sequence[str] = (),
 ) -> Predictions:
@@ -131,7 +138,7 @@ def cross_validate(
         work: The table.
         config: Of the checkpoint whose encoder made the bags.
         name: The method.
-        bags: Folder of bags.
+        bags: Folder of bags; `{fold}` in it is filled in.
         key: Folder of this run.
         scales: Scales that are used; all if empty.
     """

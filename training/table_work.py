@@ -40,6 +40,8 @@ class TableOptions:
         device, precision: As everywhere.
         epochs: Epochs of MIL trainings; None leaves the recipe's.
         methods: Methods of Table 2 that are run; empty runs all.
+        bags: Bags for Table 2 that are there already; `{fold}` in it stands for the fold whose encoder made them.
+            Empty: they are made with `model`.
     """
 
     cohort: Path
@@ -55,6 +57,7 @@ class TableOptions:
     precision: str = "auto"
     epochs: int | None = None
     methods: tuple[str, ...] = ()
+    bags: str = ""
 
 
 @dataclass

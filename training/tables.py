@@ -106,6 +106,11 @@ def _add_training(parser: argparse.ArgumentParser, default: TableOptions) -> Non
     parser.add_argument(
         "--methods", nargs="+", default=[], help="of msamil-2: only these, and iaam"
     )
+    parser.add_argument(
+        "--bags",
+        default=default.bags,
+        help="of msamil-2: bags that are there already, {fold} stands for the fold (default: made with --model)",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="folds at once")
     parser.add_argument("--device", default=default.device)
     parser.add_argument("--precision", default=default.precision)
@@ -146,6 +151,7 @@ def options_of(args: argparse.Namespace) -> TableOptions:
         precision=args.precision,
         epochs=args.epochs,
         methods=tuple(args.methods),
+        bags=args.bags,
     )
 
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from napari_msamil.checkpoint_header import (
     FORMAT_VERSION,
     CheckpointHeader,
+    config_json,
     read_header,
+    version_of,
 )
 from napari_msamil.errors import CheckpointError, ConfigError
 from napari_msamil.hub import fetch_from_hub
@@ -118,8 +120,8 @@ def save_checkpoint(
     reference = {"logits": reference_logits(model)}
     header = {
         "format": "pt",
-        "msamil.format_version": str(FORMAT_VERSION),
-        "msamil.config": model.config.model_dump_json(),
+        "msamil.format_version": str(version_of(model.config)),
+        "msamil.config": config_json(model.config),
         "msamil.provenance": json.dumps(
             {**_origin(), **(provenance or {}), "reference": reference}
         ),
@@ -226,13 +228,16 @@ def _state_to_save(
     if not half:
         return state, model
     # Norms and biases stay in float32: they are few, and running variances may not fit float16.
-    state = {
-        k: v.half() if v.is_floating_point() and v.ndim >= 2 else v
-        for k, v in state.items()
-    }
+    state = {k: v.half() if _may_be_rounded(k, v) else v for k, v in state.items()}
     rounded = copy.deepcopy(model)
     rounded.load_state_dict(state)
     return state, rounded
+
+
+def _may_be_rounded(name: str, value: Tensor) -> bool:
+    """Weights of matrices and kernels; not the statistics of features, whose squares would not fit."""
+    wide = value.is_floating_point() and value.ndim >= 2
+    return wide and not name.startswith("familiarity.")
 
 
 def _origin() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from napari_msamil.config import ModelConfig
 from napari_msamil.errors import CheckpointError
 
-FORMAT_VERSION = 1
-"""Raised whenever an older program could misread the file."""
+FORMAT_VERSION = 2
+"""Raised whenever an older program could misread the file. 2: ensembles and limits of familiarity."""
 _PICKLE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -34,6 +34,18 @@ class CheckpointHeader:
     provenance: dict[str, Any]
     format_version: int
     parameters: int = 0
+
+
+def version_of(config: ModelConfig) -> int:
+    """The oldest format that holds a model: files without new parts stay readable by older programs."""
+    new = config.ensemble is not None or config.familiarity is not None
+    return 2 if new else 1
+
+
+def config_json(config: ModelConfig) -> str:
+    """The configuration as a file holds it, without keys that its format does not know."""
+    unknown = {"ensemble", "familiarity"} if version_of(config) == 1 else None
+    return config.model_dump_json(exclude=unknown)
 
 
 def read_header(path: Path | str) -> CheckpointHeader:

@@ -217,6 +217,34 @@ class AggregatorSpec(Spec):
 
 
 class ModelConfig(Spec):
+class EnsembleSpec(Spec):
+    """Several trainings of one model in one file.
+
+    Attributes:
+        members: How many.
+        own_encoders: Whether each has an encoder of its own, or all share one.
+    """
+
+    members: int = Field(ge=1, le=100)
+    own_encoders: bool = False
+
+
+class FamiliaritySpec(Spec):
+    """From when on a slide is called unlike the training data, or too small. Learnt from validation slides.
+
+    Attributes:
+        distance: Largest distance of features that is still familiar.
+        patches: Smallest number of patches that is enough.
+        rate: Share of patients like those of the validation slides of whom each limit calls some slide wrongly, at most.
+        patients: Patients whose validation slides they were learnt from.
+    """
+
+    distance: float = Field(gt=0)
+    patches: int = Field(ge=0)
+    rate: float = Field(gt=0, lt=1)
+    patients: int = Field(gt=0)
+
+
     """Everything the plugin must know to run a checkpoint.
 
     Attributes:
@@ -228,6 +256,8 @@ class ModelConfig(Spec):
         segmenter: The lesion segmenter, or None: then tissue is used and the result says so.
         temperature: Divides the logits before the softmax (calibration); 1 is none.
         description, licence, intended_use: Shown in the model dialog.
+        ensemble: Several trainings that answer together, or None.
+        familiarity: Which slides the model should not judge, or None: not learnt.
     """
 
     name: str
@@ -239,10 +269,20 @@ class ModelConfig(Spec):
     segmenter: SegmenterSpec | None = None
     temperature: float = Field(default=1.0, gt=0)
     description: str = ""
+    ensemble: EnsembleSpec | None = None
+    familiarity: FamiliaritySpec | None = None
     licence: str = ""
     intended_use: str = "Research only. Not for diagnosis."
 
     @model_validator(mode="after")
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features of all encoders together."""
+        own = self.ensemble is not None and self.ensemble.own_encoders
+        return self.encoder.dim * (
+            self.ensemble.members if self.ensemble and own else 1
+        )
+
     def _parts_fit(self) -> Self:
         if len(self.classes) < 2:
             raise ValueError("at least two classes are needed")

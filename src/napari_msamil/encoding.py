@@ -44,11 +44,11 @@ _HASHES: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 def encoder_id(loaded: LoadedModel, runtime: Runtime, *, compiled: bool = False) -> str:
     """Name of everything a feature depends on: specification, weights, precision, exactness, compilation."""
     encoder = loaded.model.encoder
-    parts = [_weights_hash(encoder, loaded.config.encoder), str(runtime.precision)]
+    parts = [weights_hash(encoder, loaded.config.encoder), str(runtime.precision)]
     return "-".join(parts + ["exact"] * runtime.exact + ["compiled"] * compiled)
 
 
-def _weights_hash(encoder: nn.Module, spec: EncoderSpec) -> str:
+def weights_hash(encoder: nn.Module, spec: EncoderSpec) -> str:
     """Hash of the specification and the weights of an encoder; the aggregator does not enter it.
 
     It is remembered until a weight is changed in place (torch counts that in `_version`).
@@ -89,7 +89,7 @@ class PatchEncoder:
         self.batch_size = runtime.batch_size or (CPU_BATCH if small else GPU_BATCH)
         self.notices: list[str] = []
         self.seconds = 0.0
-        self.width = loaded.config.encoder.dim
+        self.width = loaded.config.feature_dim
         layout = (
             torch.channels_last if runtime.channels_last else torch.contiguous_format
         )

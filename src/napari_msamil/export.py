@@ -9,6 +9,8 @@ import csv
 import json
 import math
 import shutil
+import uuid
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +109,7 @@ def write_result_json(result: SlideResult, path: Path) -> None:
 
 
 def write_json(document: Any, path: Path) -> None:
+        **_trust(result),
     """Write JSON beside, then rename; NaN is refused because other readers do."""
     part = path.with_name(path.name + ".part")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
@@ -115,6 +118,25 @@ def write_json(document: Any, path: Path) -> None:
 
 
 def patch_rows(result: SlideResult) -> tuple[list[str], list[list[Any]]]:
+def _trust(result: SlideResult) -> dict[str, Any]:
+    """What is known about the reliability of the answer; keys that a model cannot fill are absent."""
+    found: dict[str, Any] = {}
+    members, spread = result.member_probabilities, result.spread
+    if members is not None:
+        found["members"] = [
+            dict(zip(result.classes, map(float, row), strict=True)) for row in members
+        ]
+    if spread is not None:
+        found["spread"] = dict(zip(result.classes, map(float, spread), strict=True))
+    if result.coverage is not None:
+        found["class_set"] = {
+            "coverage": result.coverage,
+            "classes": list(result.class_set),
+        }
+    found["verdicts"] = [asdict(verdict) for verdict in result.verdicts]
+    return found
+
+
     """Header and rows of `patches.csv`: level-0 pixels, attention sums to 1, 10 queries where the model has them."""
     queries = 0 if result.query_attention is None else len(result.query_attention)
     header = ["scale", "x", "y", "width", "height", "lesion_fraction", "attention"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from napari_msamil.checkpoint import CheckpointHeader
+    from napari_msamil.config import ModelConfig
 
 
 def describe_header(header: CheckpointHeader) -> str:
@@ -41,6 +42,8 @@ def model_facts(header: CheckpointHeader) -> list[tuple[str, str]]:
             "segmenter",
             f"UNet++ on {segmenter.encoder}" if segmenter else "none: tissue is used",
         ),
+        ("members", ensemble_words(config)),
+        ("refuses", familiarity_words(config)),
         ("temperature", f"{config.temperature:g}" if config.temperature != 1 else ""),
         ("data", str(header.provenance.get("data", ""))),
         ("figures", _figures(header.provenance.get("metrics"))),
@@ -49,6 +52,25 @@ def model_facts(header: CheckpointHeader) -> list[tuple[str, str]]:
         ("description", config.description),
         ("format", str(header.format_version)),
     ]
+
+
+def ensemble_words(config: ModelConfig) -> str:
+    """How many trainings answer together; empty for a single one."""
+    if config.ensemble is None:
+        return ""
+    how = "an encoder each" if config.ensemble.own_encoders else "one encoder"
+    return f"{config.ensemble.members} trainings with {how}; the answer is their mean"
+
+
+def familiarity_words(config: ModelConfig) -> str:
+    """From when on the model says that it should not judge a slide; empty where it was not learnt."""
+    limits = config.familiarity
+    if limits is None:
+        return ""
+    return (
+        f"fewer than {limits.patches} patches, or features farther than {limits.distance:.2f} from the training data "
+        f"(each wrongly for at most {100 * limits.rate:.3g} % of patients like the {limits.patients} of the validation slides)"
+    )
 
 
 def _figures(metrics: Any) -> str:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_msamil.checkpoint import LoadedModel, load_checkpoint
-from napari_msamil.class_sets import uncertainty_warnings
 from napari_msamil.config import Fallback, PatchSpec, Strategy
 from napari_msamil.device import Runtime, choose_runtime
 from napari_msamil.exact import one_thread
@@ -23,6 +22,7 @@ from napari_msamil.inference import FeatureBag, aggregate, encode_patches
 from napari_msamil.masks import MaskSource, SlideMask
 from napari_msamil.patches import PatchGrid, make_grid
 from napari_msamil.progress import Progress, Stage, finish
+from napari_msamil.reliability import judge
 from napari_msamil.result import SlideResult, compare_results
 from napari_msamil.slide import Slide, open_slide
 
@@ -243,9 +243,7 @@ class _Job:
         timings["total"] = now - self.start
         config = self.loaded.config
         probabilities = _softmax(logits / config.temperature)
-        doubts = uncertainty_warnings(
-            self.loaded.provenance, config.classes, probabilities
-        )
+        trust = judge(self.loaded, bag, output, probabilities)
         return SlideResult(
             info=self.slide.info,
             model_name=config.name,
@@ -258,12 +256,16 @@ class _Job:
             features=bag.features.copy() if partial else bag.features,
             valid=bag.valid.copy() if partial else bag.valid,
             timings_s=timings,
-            warnings=(*self.warnings, *_bag_warnings(bag), *doubts),
+            warnings=(*trust.sentences, *self.warnings, *_bag_warnings(bag)),
             partial=partial,
             command=self.command(),
             software=dict(_software()),
             **_explanations(output),
         )
+            member_probabilities=trust.members,
+            class_set=trust.class_set,
+            coverage=trust.coverage,
+            verdicts=trust.verdicts,
 
     def command(self) -> str:
         """The command line that repeats this classification."""

@@ -15,6 +15,7 @@ from PIL import Image
 from napari_msamil.errors import RegionError
 from napari_msamil.export import write_overview
 from napari_msamil.patch_reader import read_patch
+from napari_msamil.result import trust_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,12 +88,15 @@ def _patch_words(result: SlideResult) -> str:
 
 def _probabilities(result: SlideResult) -> str:
     rows = []
+    spread = result.spread
     for i in np.argsort(result.probabilities)[::-1]:
         share = float(result.probabilities[i])
+        give = "" if spread is None else f" ± {float(spread[i]):.4f}"
         bar = f'<div class="bar" style="width:{18 * share:.2f}rem"></div>'
         name = escape(result.classes[i])
-        rows.append(f"<tr><td>{name}</td><td>{share:.4f}</td><td>{bar}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
+        rows.append(f"<tr><td>{name}</td><td>{share:.4f}{give}</td><td>{bar}</td></tr>")
+    words = " ".join(map(escape, trust_lines(result)))
+    return f"<table>{''.join(rows)}</table><p>{words}</p>"
 
 
 def _overview(result: SlideResult, slide: Slide) -> bytes:

@@ -34,6 +34,23 @@ class ResultChange:
     lost: int
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A reason not to judge a slide.
+
+    Attributes:
+        name: Short, the same for every slide: `not enough tissue` or `unlike the training data`.
+        value: What was found: patches, or the distance of the features.
+        limit: What it should have been.
+        sentence: For the user.
+    """
+
+    name: str
+    value: float
+    limit: float
+    sentence: str
+
+
 @dataclass(frozen=True, eq=False)
 class SlideResult:
     """The answer for one slide.
@@ -60,6 +77,10 @@ class SlideResult:
         command: The command line that gives this result.
         software: Versions by package name.
         change: Difference to the result before it, where there was one.
+        member_probabilities: float32 (K, C) of the members of an ensemble, whose mean is `probabilities`; else None.
+        class_set: Classes that hold the true one with probability `coverage`, the likeliest first; empty: not calibrated.
+        coverage: Promised by the model's calibration, or None.
+        verdicts: Why this model should not judge this slide; empty where nothing speaks against it.
     """
 
     info: SlideInfo
@@ -83,6 +104,19 @@ class SlideResult:
     command: str = ""
     software: dict[str, str] = field(default_factory=dict)
     change: ResultChange | None = None
+    member_probabilities: NDArray[np.float32] | None = None
+    class_set: tuple[str, ...] = ()
+    coverage: float | None = None
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def spread(self) -> NDArray[np.float32] | None:
+        """Standard deviation of each probability over the members (C,), with K − 1; None for fewer than two."""
+        members = self.member_probabilities
+        if members is None or len(members) < 2:
+            return None
+        found: NDArray[np.float32] = members.std(axis=0, ddof=1)
+        return found
 
     @property
     def prediction(self) -> str:
@@ -97,6 +131,25 @@ class SlideResult:
             spec.name: int((scale == code).sum())
             for code, spec in enumerate(self.grid.spec.scales)
         }
+
+
+def trust_lines(result: SlideResult) -> list[str]:
+    """Who answered, and whether one class is left, in words; several classes that are left are among the warnings."""
+    lines = []
+    if result.member_probabilities is not None and result.spread is not None:
+        count, best = (
+            len(result.member_probabilities),
+            int(result.probabilities.argmax()),
+        )
+        agree = int((result.member_probabilities.argmax(axis=1) == best).sum())
+        lines.append(
+            f"Mean of {count} trainings, ± their standard deviation; {agree} of {count} say {result.prediction}."
+        )
+    if result.coverage is not None and len(result.class_set) == 1:
+        lines.append(
+            f"No other class than {result.class_set[0]} is left with {100 * result.coverage:.0f} % coverage."
+        )
+    return lines
 
 
 def compare_results(before: SlideResult, after: SlideResult) -> ResultChange:

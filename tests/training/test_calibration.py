@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_msamil.checkpoint import read_header, save_checkpoint
-from napari_msamil.class_sets import conformal_set, uncertainty_warnings
+from napari_msamil.class_sets import conformal_set
 from napari_msamil.config import AggregatorSpec, EncoderSpec, ModelConfig
 from napari_msamil.errors import CheckpointError, CohortError
+from napari_msamil.reliability import Reliability
 from training import metrics
 from training.calibration import (
+    PENALTY,
     calibrate,
     conformal_threshold,
     fit_temperature,
+    true_class_scores,
 )
 from training.cards import push, write_card
 from training.prediction_table import Predictions
@@ -60,7 +63,7 @@ def test_class_sets_hold_the_truth_as_often_as_promised():
         p = metrics.softmax(logits)
         threshold = conformal_threshold(p[:60], labels[:60], 0.9)
         hits += [
-            label in conformal_set(q, threshold)
+            label in conformal_set(q, threshold, PENALTY)
             for q, label in zip(p[60:], labels[60:], strict=True)
         ]
     assert 0.87 < np.mean(hits) < 0.94
@@ -68,12 +71,31 @@ def test_class_sets_hold_the_truth_as_often_as_promised():
 
 def test_too_few_slides_promise_nothing_but_all_classes():
     p = np.array([[0.7, 0.2, 0.1]] * 5)
-    assert conformal_threshold(p, np.zeros(5, int), 0.9) == 1.0
-    assert conformal_set(p[0], 1.0) == (0, 1, 2)
+    everything = conformal_threshold(p, np.zeros(5, int), 0.9)
+    assert everything == pytest.approx(1 + 2 * PENALTY)
+    assert conformal_set(p[0], everything, PENALTY) == (0, 1, 2)
     with pytest.raises(
         CohortError, match="at least 10 labelled validation slides; there are 5"
     ):
         calibrate(table_of(np.zeros((5, 4)), np.zeros(5, int)))
+
+
+def test_a_model_that_is_certain_and_right_gets_sets_of_one_and_no_sharper():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 40)
+    logits = 9.0 * np.eye(4)[labels] + rng.normal(scale=0.3, size=(40, 4))
+    found = calibrate(table_of(logits, labels))
+    assert 0.8 < found.temperature < 1.05  # without the prior it would be 0.05
+    certain, torn = np.array([0.9994, 4e-4, 1e-4, 1e-4]), np.array([0.5, 0.4, 0.1, 0])
+    for p, expected in ((certain, (0,)), (torn, (0, 1))):
+        assert conformal_set(p, found.set_threshold, found.set_penalty) == expected
+
+
+def test_scores_by_hand():
+    p = np.array([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3]])
+    # third class second in both rows: 0.5 + 0.3 and 0.6 + 0.3, and once the penalty
+    assert true_class_scores(p, np.array([2, 2]), 0.05) == pytest.approx([0.85, 0.95])
+    assert true_class_scores(p, np.array([1, 1]), 0.05) == pytest.approx([1.1, 0.6])
 
 
 @settings(deadline=None, max_examples=50)
@@ -89,13 +111,12 @@ def test_a_set_grows_with_its_threshold_and_starts_with_the_likeliest(
 
 
 def test_the_plugin_says_when_a_calibrated_model_is_not_sure():
-    doubtful, sure = np.array([0.5, 0.1, 0.4]), np.array([0.97, 0.02, 0.01])
-    story = {"calibration": {"set_threshold": 0.95, "coverage": 0.9}}
-    assert uncertainty_warnings(story, "abc", doubtful) == (
+    doubtful = Reliability(None, ("a", "c"), 0.9, ())
+    assert doubtful.sentences == (
         "The model is not sure: with 90 % coverage the class is one of a, c.",
     )
-    assert uncertainty_warnings(story, "abc", sure) == ()
-    assert uncertainty_warnings({}, "abc", doubtful) == ()
+    assert Reliability(None, ("a",), 0.9, ()).sentences == ()
+    assert Reliability(None, (), None, ()).sentences == ()
 
 
 @pytest.fixture

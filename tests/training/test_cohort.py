@@ -132,3 +132,14 @@ def test_many_problems_are_counted_not_poured_out(tmp_path):
     lines = "".join(f"s{i},gone{i}.tiff,p{i},x\n" for i in range(90))
     with pytest.raises(CohortError, match=r"90 problems(.|\n)*and 50 more"):
         read_cohort(write(tmp_path, "slide_id,path,patient_id,label\n" + lines))
+
+
+def test_one_patient_read_as_number_and_as_text_is_named(tmp_path):
+    text = (
+        "slide_id,path,patient_id,label\na,a.tiff,3,x\nb,b.tiff,3.0,y\nc,c.tiff,4.0,x\n"
+    )
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(CohortError) as error:
+        read_cohort(tmp_path / "c.csv", need_files=False)
+    assert "1 problem" in str(error.value)
+    assert "line 3: patient 3.0 and patient 3 look like one" in str(error.value)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import sys
+import time
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 
+from napari_msamil.progress import finish
+from training import crossval as crossval_verb
 from training.bags import StoredBag, save_bag
 from training.cli import main
 from training.cv_fold import FoldStage, FoldTask, run_fold
@@ -202,6 +209,53 @@ def test_a_dask_cluster_gives_what_one_process_gives(work):
     assert (work / "dask" / "predictions.csv").read_text() == (
         work / "one" / "predictions.csv"
     ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_worker_loses_nothing(work):
+    """The fold it was in goes on from its last epoch on the worker that takes its place."""
+    distributed = pytest.importorskip("distributed")
+    long = ("--set", "mil.epochs=80", "--set", "mil.patience=0")
+    assert crossval(work, "one", mil=long) == 0
+    splits = ("--splits", str(work / "one" / "splits.json"))
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        killer = Thread(target=kill_once, args=(cluster, work / "dask"), daemon=True)
+        killer.start()
+        place = ("--cluster", cluster.scheduler_address)
+        assert crossval(work, "dask", *splits, *place, mil=long) == 0
+        killer.join(timeout=1)
+        assert not killer.is_alive()
+    assert (work / "dask" / "predictions.csv").read_text() == (
+        work / "one" / "predictions.csv"
+    ).read_text()
+    log = (work / "dask" / "fold_0" / "output.log").read_text()
+    assert (work / "dask" / "fold_0" / "killed").exists(), log
+
+
+def kill_once(cluster, folder):
+    """Kill the only worker as soon as fold 0 has saved an epoch and is not finished."""
+    state, end = folder / "fold_0" / "state.pt", folder / "fold_0" / "predictions.csv"
+    while not state.exists():
+        time.sleep(0.02)
+    if not end.exists():
+        (worker,) = cluster.workers.values()
+        os.kill(worker.pid, signal.SIGKILL)
+        (folder / "fold_0" / "killed").touch()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_process_that_dies_is_a_failed_fold_in_words(work, monkeypatch):
+    real = FoldTask(1, work / "cv" / "fold_1", ())
+    monkeypatch.setattr(crossval_verb, "run_fold", die)
+    found = finish(crossval_verb.run_folds([real], jobs=2))
+    assert "a process ended suddenly" in found[1]
+
+
+def die(task):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_recipe_with_stages_is_run_in_every_fold(work):

@@ -12,8 +12,8 @@ from napari_msamil.checkpoint import load_checkpoint, read_header, selftest
 from napari_msamil.config import SegmenterSpec
 from napari_msamil.errors import CheckpointError
 from napari_msamil.models import build_aggregator, build_model, build_segmenter
+from training.assemble import state_file
 from training.cli import main
-from training.publish import state_file
 from training.state import save_state
 
 from .e2e_parts import tiny_config

@@ -154,3 +154,23 @@ def test_the_data_hash_knows_the_fold_but_not_the_folder(tmp_path):
         rows=tuple(replace(r, path=Path("elsewhere") / r.path.name) for r in EVEN.rows),
     )
     assert moved.identity == EVEN.identity
+
+
+def test_a_patient_with_slides_of_two_classes_stays_whole():
+    rows = []
+    for p in range(12):
+        for s in range(3):
+            label = "ab"[p % 2] if s < 2 else "ab"[(p // 2) % 2]
+            rows.append(CohortRow(f"{p}-{s}", Path(f"{p}-{s}.tiff"), f"p{p}", label))
+    cohort = Cohort(Path("cohort.csv"), tuple(rows), ("a", "b"))
+    both = {
+        p: {r.label for r in rows if r.patient_id == p}
+        for p in {r.patient_id for r in rows}
+    }
+    assert sum(len(labels) == 2 for labels in both.values()) == 6
+    splits = make_splits(cohort, 3, seed=2)
+    check_splits(cohort, splits, Path("splits.json"))
+    for fold in splits.folds:
+        parts = [{n.split("-")[0] for n in fold[p]} for p in ("train", "val", "test")]
+        assert sum(map(len, parts)) == 12
+        assert len(fold["test"]) == 12

@@ -35,13 +35,15 @@ class ProbabilityBars(QWidget):
         classes: Sequence[str],
         probabilities: np.ndarray,
         delta: np.ndarray | None = None,
+        spread: np.ndarray | None = None,
     ) -> None:
-        """Show probabilities (C,) and, where given, their change (C,)."""
+        """Show probabilities (C,) and, where given, their change (C,) and their spread over trainings (C,)."""
         if tuple(classes) != self._classes:
             self._build(tuple(classes))
         for i, (bar, value, change) in enumerate(self._rows):
             bar.setValue(round(1000 * float(probabilities[i])))
-            value.setText(f"{float(probabilities[i]):.1%}")
+            give = "" if spread is None else f" ± {100 * float(spread[i]):.1f}"
+            value.setText(f"{float(probabilities[i]):.1%}{give}")
             moved = 0.0 if delta is None else float(delta[i])
             shown = abs(moved) >= 0.0005
             change.setText(f"Δ {100 * moved:+.1f}" if shown else "")

@@ -15,6 +15,7 @@ from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.strings import LAYER, RESULT, TITLE
 from napari_msamil.overlay import attention_maps, query_maps
 
+from napari_msamil.result import trust_lines
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -78,7 +79,10 @@ class ResultPanel(Panel):
                 RESULT.prediction.format(name=result.prediction, probability=best)
             )
             self._bars.show_values(
-                result.classes, result.probabilities, self._delta(result)
+                result.classes,
+                result.probabilities,
+                self._delta(result),
+                result.spread,
             )
             self._facts.setText("\n".join(self._lines(result)))
         self._draw()
@@ -104,7 +108,7 @@ class ResultPanel(Panel):
                     lost=change.lost,
                 )
             )
-        return [*lines, *result.warnings]
+        return [*lines, *trust_lines(result), *result.warnings]
 
     def _sum_up(self) -> None:
         result = self.session.result

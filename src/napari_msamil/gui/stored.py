@@ -87,7 +87,23 @@ def _result(
         partial=bool(document.get("partial", False)),
         command=document["command"],
         software=dict(document["software"]),
+        **_trust(document),
     )
+
+
+def _trust(document: dict[str, Any]) -> dict[str, Any]:
+    """Members, class set and verdicts; older folders and single models have none."""
+    from napari_msamil.result import Verdict
+
+    names, members = document["model"]["classes"], document.get("members")
+    chosen = document.get("class_set") or {}
+    return {
+        "member_probabilities": members
+        and np.array([[m[name] for name in names] for m in members], np.float32),
+        "class_set": tuple(chosen.get("classes", ())),
+        "coverage": chosen.get("coverage"),
+        "verdicts": tuple(Verdict(**v) for v in document.get("verdicts", ())),
+    }
 
 
 def _grid(

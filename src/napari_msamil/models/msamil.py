@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from napari_msamil.models import build_aggregator, build_encoder, build_segmenter
+from napari_msamil.models.ensemble import AggregatorEnsemble, EncoderEnsemble
+from napari_msamil.models.familiarity import Familiarity
 
 if TYPE_CHECKING:
     from napari_msamil.config import ModelConfig
+    from napari_msamil.models.base import Aggregator
     from napari_msamil.models.outputs import MILOutput
 
 
@@ -21,15 +24,21 @@ class MsamilModel(nn.Module):
         encoder: Patch → feature.
         aggregator: Bag of features → class.
         segmenter: Thumbnail → lesion, or None.
+        familiarity: How far features lie from the training data, or None.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = build_encoder(config.encoder)
-        self.aggregator = build_aggregator(config.aggregator, len(config.classes))
+        self.encoder = _encoder(config)
+        self.aggregator = _aggregator(config)
         self.segmenter = (
             None if config.segmenter is None else build_segmenter(config.segmenter)
+        )
+        self.familiarity = (
+            None
+            if config.familiarity is None
+            else Familiarity(len(config.patches.scales), config.encoder.dim)
         )
 
     def forward(self, pixels: Tensor, coords: Tensor, scale: Tensor) -> MILOutput:
@@ -46,3 +55,22 @@ class MsamilModel(nn.Module):
         features = self.encoder(pixels)[None]
         output: MILOutput = self.aggregator(features, coords[None], scale[None])
         return output
+
+
+def _encoder(config: ModelConfig) -> nn.Module:
+    """One encoder, or one per member."""
+    if config.ensemble is None or not config.ensemble.own_encoders:
+        return build_encoder(config.encoder)
+    return EncoderEnsemble(
+        [build_encoder(config.encoder) for _ in range(config.ensemble.members)]
+    )
+
+
+def _aggregator(config: ModelConfig) -> Aggregator:
+    """One aggregator, or one per member."""
+    spec, count = config.aggregator, len(config.classes)
+    if config.ensemble is None:
+        return build_aggregator(spec, count)
+    members = [build_aggregator(spec, count) for _ in range(config.ensemble.members)]
+    own = config.ensemble.own_encoders
+    return AggregatorEnsemble(members, config.temperature, own_features=own)

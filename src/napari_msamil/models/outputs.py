@@ -21,6 +21,7 @@ class MILOutput:
         gates: (B, Q) gate per query; None for other methods.
         mining_attention: (B, H, N) what MHIM ranks instances by, per head; None where it is `attention` itself.
         instance_logits: (B, N, C) where the method scores instances; None otherwise.
+        member_logits: (B, K, C) of the members of an ensemble; None for a single model.
         losses: Further training losses of the method by name (for example CLAM's instance loss).
     """
 
@@ -31,4 +32,5 @@ class MILOutput:
     gates: Tensor | None = None
     mining_attention: Tensor | None = None
     instance_logits: Tensor | None = None
+    member_logits: Tensor | None = None
     losses: dict[str, Tensor] | None = None
