@@ -7,6 +7,7 @@ what a person would do: each function below is one scene.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -54,6 +55,8 @@ class Stage:
         from napari_msamil.demo import demo_slide
         from napari_msamil.gui.app import open_workbench
 
+        # cached features would leave nothing to watch
+        os.environ["MSAMIL_CACHE"] = str(folder)
         self.output, self.folder = output, folder
         self.slide_path = demo_slide(folder / "slides")
         self.viewer: Viewer
@@ -70,25 +73,19 @@ class Stage:
         self.until(lambda: False, seconds)
 
     def until(self, done: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
-        """Let the window work until something is so."""
-        from qtpy.QtWidgets import QApplication
+        """Let the window work until something is so, in Qt's own loop, which also takes away what was deleted."""
+        from qtpy.QtCore import QEventLoop, QTimer
 
-        end = time.monotonic() + seconds
+        end, loop = time.monotonic() + seconds, QEventLoop()
         while time.monotonic() < end and not done():
-            QApplication.processEvents()
-            time.sleep(0.01)
+            QTimer.singleShot(10, loop.quit)
+            loop.exec()
 
     def open_only(self, *panels: Any) -> None:
         """Only these sections are open."""
         for panel in self.bench.panels:
             panel.section.set_open(panel in panels)
         self.bench.verticalScrollBar().setValue(0)
-
-    def show_layers(self, *starts: str) -> None:
-        """Only the slide and layers whose names begin so are seen."""
-        for layer in self.viewer.layers:
-            wanted = layer is self.bench.session.layer or layer.name.startswith(starts)
-            layer.visible = bool(wanted)
 
     def shoot(self, name: str) -> None:
         """Write the whole window as a picture."""
@@ -123,6 +120,7 @@ def running(stage: Stage) -> None:
     often, pipeline.PARTIAL_EVERY_S = pipeline.PARTIAL_EVERY_S, 0.0
     stage.bench.classify_panel.classify()
     stage.until(lambda: session.result is not None, PATIENCE_S)
+    stage.live(0.3)
     pipeline.PARTIAL_EVERY_S = often
 
 
@@ -136,13 +134,14 @@ def patches(stage: Stage) -> None:
     bench = stage.bench
     stage.open_only(bench.mask_panel, bench.patches_panel, bench.result_panel)
     bench.patches_panel._show.setChecked(True)
-    stage.show_layers("Patches 20x", "Lesion mask")
+    bench.result_panel._shown.setChecked(False)
 
 
 def edited(stage: Stage) -> None:
     """Point 3: a part of the mask is erased, the answer is asked for again, the change is shown."""
     bench = stage.bench
     bench.patches_panel._show.setChecked(False)
+    bench.result_panel._shown.setChecked(True)
     stage.open_only(
         bench.mask_panel, bench.patches_panel, bench.classify_panel, bench.result_panel
     )
@@ -153,7 +152,6 @@ def edited(stage: Stage) -> None:
     layer.brush_size = max(layer.data.shape) // 6
     row, column = int(np.quantile(rows, 0.25)), int(np.quantile(columns, 0.3))
     layer.paint((row, column), 0)
-    stage.show_layers("Lesion mask", "Attention 20x")
     stage.until(lambda: bench.session.stale, 10)
     stage.until(lambda: not bench.session.stale)
 
@@ -171,10 +169,6 @@ def query(stage: Stage) -> None:
     bench.query_panel.select(0 if gates is None else int(np.argmax(gates)))
     bench.query_panel.leave_scales_out()
     bench.mask_panel._outline.setChecked(True)
-    stage.show_layers("Query", "Lesion mask")
-    for layer in stage.viewer.layers:
-        if layer.name.endswith(("10x", "5x")):
-            layer.visible = False
     stage.live(1.5)
 
 
@@ -190,9 +184,9 @@ def gallery(stage: Stage) -> None:
         lambda: bool(strip.tiles) and all(t.pixels is not None for t in strip.tiles), 60
     )
     strip.itemClicked.emit(strip.item(0))
-    stage.show_layers("Top", "Place")
-    stage.live(1.5)
+    stage.until(lambda: bool(bench.gallery_panel._places[2][1].text()), 60)
     stage.viewer.scene.camera.zoom /= 4
+    stage.live(1.0)
 
 
 def what_if(stage: Stage) -> None:
@@ -201,7 +195,7 @@ def what_if(stage: Stage) -> None:
 
     bench = stage.bench
     stage.viewer.reset_view()
-    stage.open_only(bench.result_panel, bench.what_if_panel, bench.trust_panel)
+    stage.open_only(bench.what_if_panel, bench.trust_panel)
     bench.what_if_panel.draw()
     region: Any = find_layers(stage.viewer, "region")[0]
     result = bench.session.result
@@ -217,9 +211,7 @@ def what_if(stage: Stage) -> None:
         region.add_polygons(
             centre + reach * wobble * np.stack([np.sin(turn), np.cos(turn)], axis=1)
         )
-    bench.what_if_panel.ask()
     bench.trust_panel.measure()
-    stage.show_layers("Attention 20x", "What-if")
     stage.until(lambda: bench.trust_panel.found is not None, 120)
     stage.live(0.5)
 
@@ -230,12 +222,7 @@ def mhim(stage: Stage) -> None:
     bench.what_if_panel.clear()
     stage.open_only(bench.result_panel, bench.mhim_panel)
     bench.mhim_panel.show_layers()
-    stage.show_layers(
-        "Attention 20x",
-        "Masked by MHIM 20x",
-        "Instance probability 20x",
-        "Lesion outline",
-    )
+    stage.until(lambda: bench.mhim_panel._scored is not None, 60)
 
 
 def compare(stage: Stage) -> None:
@@ -243,14 +230,13 @@ def compare(stage: Stage) -> None:
     bench = stage.bench
     bench.mhim_panel._show.click()
     stage.open_only(bench.result_panel)
+    stage.viewer.window._qt_window.resize(SIZE[0] + 300, SIZE[1])
+    stage.live(0.5)
     dock, widget = stage.viewer.window.add_plugin_dock_widget(
         "napari-msamil", "MSA-MIL compare"
     )
-    stage.viewer.window._qt_window.resize(SIZE[0] + 300, SIZE[1])
     widget.compare_with("mask", "tissue")
     stage.until(lambda: widget.result is not None, PATIENCE_S)
-    stage.viewer.reset_view()
-    stage.show_layers("Difference 20x", "Lesion mask")
     stage.live(1.0)
     stage.compare_dock = dock  # type: ignore[attr-defined]
 
@@ -259,7 +245,13 @@ def worklist(stage: Stage) -> None:
     """Point 7: many slides, judged."""
     import shutil
 
+    from qtpy.QtCore import Qt
+
+    from napari_msamil.gui.canvas import fit_slide
+    from napari_msamil.gui.worklist_table import UNSURE_C
+
     stage.viewer.window.remove_dock_widget(stage.compare_dock)  # type: ignore[attr-defined]
+    stage.live(0.5)
     for name in ("case-017", "case-018", "case-019"):
         shutil.copy(stage.slide_path, stage.folder / "slides" / f"{name}.svs")
     (stage.folder / "slides" / "case-020.svs").write_text("not a slide")
@@ -273,7 +265,8 @@ def worklist(stage: Stage) -> None:
     widget.judge("case-017", "agree")
     widget.judge("case-018", "disagree", label="other", comment="fold, please rescan")
     widget._output.setText("msamil-results")
-    stage.show_layers("Attention 20x")
+    widget.table.sortItems(UNSURE_C, Qt.SortOrder.DescendingOrder)
+    fit_slide(stage.viewer, stage.bench.session.slide.info)  # type: ignore[union-attr]
 
 
 SCENES: dict[str, Callable[[Stage], None]] = {

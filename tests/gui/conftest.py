@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from napari.viewer import Viewer
     from pytestqt.qtbot import QtBot
+    from qtpy.QtWidgets import QAbstractItemView, QWidget
 
     from napari_msamil.gui.workbench import WorkbenchWidget
     from napari_msamil.result import SlideResult
@@ -111,6 +112,26 @@ def bench(
     real.layers.clear()
     if slide is not None:
         slide.close()
+
+
+def click(qtbot: QtBot, widget: QWidget) -> None:
+    """A real left click in the middle of a widget."""
+    from qtpy.QtCore import Qt
+
+    qtbot.mouseClick(widget, Qt.MouseButton.LeftButton)
+
+
+def click_cell(
+    qtbot: QtBot, view: QAbstractItemView, item: Any, *, double: bool = False
+) -> None:
+    """A real click, or a double one, on an item of a table or list."""
+    from qtpy.QtCore import Qt
+
+    spot = view.visualItemRect(item).center()
+    left = Qt.MouseButton.LeftButton
+    qtbot.mouseClick(view.viewport(), left, pos=spot)
+    if double:
+        qtbot.mouseDClick(view.viewport(), left, pos=spot)
 
 
 def busy_threads() -> bool:

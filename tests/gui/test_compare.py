@@ -8,7 +8,7 @@ import pytest
 from napari_msamil.gui.canvas import find_layers
 from napari_msamil.gui.model_dialog import ModelDialog, card
 from napari_msamil.gui.strings import MODEL
-from tests.gui.conftest import whole_slide_mask
+from tests.gui.conftest import click, whole_slide_mask
 
 pytestmark = pytest.mark.gui
 PATIENCE = 120_000
@@ -39,9 +39,10 @@ def test_another_model_side_by_side_with_linked_cameras(
     assert "A: " in compare._status.text()
     assert "B: " in compare._status.text()
     difference = find_layers(bench.viewer, "difference")
-    assert len(difference) == 3
+    assert [layer.name for layer in difference] == ["Difference 20x"]
+    assert not find_layers(bench.viewer, "attention")[0].visible
     a, b = bench.session.result, compare.result
-    fine = next(layer for layer in difference if "20x" in layer.name)
+    fine = difference[0]
     here = a.grid.scale == 0
     wanted = a.attention[here].astype(float) - b.attention[here]
     np.testing.assert_allclose(
@@ -58,13 +59,30 @@ def test_another_model_side_by_side_with_linked_cameras(
     assert bench.viewer.scene.camera.zoom == pytest.approx(1.25)
     compare._difference.setChecked(False)
     assert find_layers(bench.viewer, "difference") == []
+    assert find_layers(bench.viewer, "attention")[0].visible
 
 
-def test_another_mask(compare, qtbot):
-    compare.compare_with("mask", "tissue")
+def test_another_mask_chosen_with_keyboard_and_mouse(compare, bench, qtbot):
+    from qtpy.QtCore import Qt
+
+    qtbot.keyClick(compare._what, Qt.Key.Key_Down)
+    qtbot.keyClicks(compare._other, "tissue")
+    click(qtbot, compare._run)
     qtbot.waitUntil(lambda: compare.result is not None, timeout=PATIENCE)
     assert str(compare.result.mask.source) == "tissue"
     assert [x.name for x in find_layers(compare.model, "mask")] == ["Lesion mask"]
+
+
+def test_closing_the_dock_takes_the_difference_away_and_gives_attention_back(
+    compare, bench, qtbot
+):
+    compare.compare_with("mask", "tissue")
+    qtbot.waitUntil(lambda: compare.result is not None, timeout=PATIENCE)
+    assert find_layers(bench.viewer, "difference")
+    bench.viewer.window.remove_dock_widget(compare)
+    assert compare.canvas is None
+    assert find_layers(bench.viewer, "difference") == []
+    assert find_layers(bench.viewer, "attention")[0].visible
 
 
 def test_the_card_names_what_a_user_must_know(session, slide):

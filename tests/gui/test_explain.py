@@ -14,7 +14,7 @@ from napari_msamil.errors import MsamilError
 from napari_msamil.gui.explain import (
     answer_for,
     contribution_steps,
-    instance_probability,
+    instance_probability_steps,
     mhim_masked,
     patches_inside,
     trust_steps,
@@ -136,9 +136,17 @@ def test_mhim_view_masks_what_training_masks():
     np.testing.assert_array_equal(mhim_masked(attention, 0.1, 0.2, 0.0).any, wanted)
 
 
-def test_instance_probability_is_that_of_the_predicted_class(answered):
-    assert instance_probability(replace(answered, instance_logits=None)) is None
+def test_instance_probability_is_that_of_the_predicted_class(loaded, answered):
     logits = np.zeros((len(answered.grid), 3), np.float32)
     logits[:, int(np.argmax(answered.probabilities))] = np.log(2)
-    found = instance_probability(replace(answered, instance_logits=logits))
+    scored = replace(answered, instance_logits=logits)
+    found = finish(instance_probability_steps(loaded, scored))
     np.testing.assert_allclose(found, 0.5, rtol=1e-6)
+
+
+def test_without_scores_and_features_there_is_no_instance_probability(loaded, answered):
+    empty = replace(
+        answered, instance_logits=None, features=np.zeros((0, 0), np.float32)
+    )
+    with pytest.raises(MsamilError, match="classify again"):
+        finish(instance_probability_steps(loaded, empty))

@@ -13,6 +13,7 @@ from napari_msamil.gui.patches_panel import PatchesPanel
 from napari_msamil.gui.result_panel import ResultPanel, patches_at
 from napari_msamil.gui.slide_panel import SlidePanel
 from napari_msamil.gui.strings import MASK, MODEL, PATCHES, RESULT, SLIDE
+from napari_msamil.overlay import attention_maps
 from tests.gui.conftest import whole_slide_mask
 
 pytestmark = pytest.mark.gui
@@ -155,16 +156,17 @@ def test_deleting_the_mask_layer_clears_the_mask(add, viewer, session):
     assert panel.section.summary == MASK.empty
 
 
-def test_patch_preview_is_one_image_per_scale_and_goes_away(add, viewer, session):
+def test_patch_preview_is_the_grid_of_the_chosen_scale_and_goes_away(
+    add, viewer, session
+):
     panel = add(PatchesPanel(session, viewer, lambda: None))
     whole_slide_mask(session)
     panel._show.setChecked(True)
-    shown = find_layers(viewer, "patches")
-    assert [layer.name for layer in shown] == [
-        "Patches 5x",
-        "Patches 10x",
-        "Patches 20x",
-    ]
+    for code, name in enumerate(("20x", "10x", "5x")):
+        session.set_scale(code)
+        (shown,) = find_layers(viewer, "patches")
+        assert shown.name == f"Patches {name}"
+        assert np.isfinite(shown.data).sum() == session.grid.counts[name]
     panel._show.setChecked(False)
     assert find_layers(viewer, "patches") == []
 
@@ -185,7 +187,7 @@ def test_result_panel_shows_probabilities_and_their_change(
     panel = add(ResultPanel(session, viewer, lambda: False))
     assert panel.section.summary == RESULT.empty
     session.set_result(answered)
-    assert len(find_layers(viewer, "attention")) == 3
+    assert len(find_layers(viewer, "attention")) == 1
     shifted = np.roll(answered.probabilities, 1)
     session.set_result(replace(answered, probabilities=shifted))
     texts = panel._bars.texts()
@@ -214,6 +216,24 @@ def test_attention_layers_are_updated_in_place(add, viewer, session, answered):
     assert after[0].visible
 
 
+def test_another_scale_changes_the_map_in_place_and_keeps_its_opacity(
+    add, viewer, session, answered
+):
+    panel = add(ResultPanel(session, viewer, lambda: False))
+    session.set_result(answered)
+    (fine,) = find_layers(viewer, "attention")
+    fine.opacity = 0.35
+    panel._scale.activated.emit(2)
+    (coarse,) = find_layers(viewer, "attention")
+    assert coarse is fine
+    assert coarse.name == "Attention 5x"
+    assert coarse.opacity == 0.35
+    overlay = attention_maps(answered)[2]
+    np.testing.assert_array_equal(coarse.data, overlay.values)
+    np.testing.assert_allclose(coarse.scale, overlay.scale_yx_um)
+    np.testing.assert_allclose(coarse.translate, overlay.translate_yx_um)
+
+
 def test_hovering_reads_the_patches_under_the_pointer(add, viewer, session, answered):
     from types import SimpleNamespace
 
@@ -234,9 +254,8 @@ def test_a_chosen_query_changes_the_maps_and_their_names(
     add(ResultPanel(session, viewer, lambda: False))
     session.set_result(answered)
     session.set_query(4)
-    names = [layer.name for layer in find_layers(viewer, "attention")]
-    assert names == ["Query 4 · 5x", "Query 4 · 10x", "Query 4 · 20x"]
-    finest = find_layers(viewer, "attention")[-1]
+    (finest,) = find_layers(viewer, "attention")
+    assert finest.name == "Query 4 · 20x"
     total = np.nansum(finest.data)
     own = answered.query_attention[4][answered.grid.scale == 0].sum()
     assert total == pytest.approx(own, rel=1e-5)

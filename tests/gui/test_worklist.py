@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from napari_msamil.gui.slide_queue import uncertainty
-from napari_msamil.gui.worklist_table import CLASS_C, PROB_C, SLIDE_C, STATE_C
-from tests.gui.conftest import busy_threads
+from napari_msamil.gui.worklist_table import (
+    CLASS_C,
+    COMMENT_C,
+    LABEL_C,
+    PROB_C,
+    SLIDE_C,
+    STATE_C,
+    VERDICT_C,
+)
+from tests.gui.conftest import busy_threads, click, click_cell
 
 if TYPE_CHECKING:
     from napari_msamil.gui.worklist import WorklistWidget
@@ -44,8 +54,17 @@ def worklist(make_napari_viewer, qtbot, tiny_checkpoint, tmp_path):
 
 
 def run(worklist, qtbot):
-    worklist.run()
+    click(qtbot, worklist._run)
     qtbot.waitUntil(lambda: not worklist.runner.running, timeout=PATIENCE)
+
+
+def judge(worklist, qtbot, name, downs):
+    """Choose a verdict with the keyboard: open, agree, disagree."""
+    from qtpy.QtCore import Qt
+
+    box = worklist.table.cellWidget(worklist.table.row_of(name), VERDICT_C)
+    for _ in range(downs):
+        qtbot.keyClick(box, Qt.Key.Key_Down)
 
 
 def column(worklist, number):
@@ -62,7 +81,7 @@ def test_uncertainty_runs_from_sure_to_any_class():
 
 
 def test_queue_run_resume_judge_and_export(
-    worklist: WorklistWidget, qtbot, slides, tmp_path
+    worklist: WorklistWidget, qtbot, slides, tmp_path, monkeypatch
 ):
     """Issue 6, point 7."""
     worklist.add([slides])
@@ -87,17 +106,25 @@ def test_queue_run_resume_judge_and_export(
         written.stat().st_mtime_ns == before
     )  # finished slides are not computed again
     prediction = column(worklist, CLASS_C)["a one"]
-    worklist.judge("a one", "agree")
-    worklist.judge("b two", "disagree", label="wild", comment="pen mark")
+    judge(worklist, qtbot, "a one", downs=1)
+    judge(worklist, qtbot, "b two", downs=2)
+    at = worklist.table.row_of("b two")
+    worklist.table.item(at, LABEL_C).setText("wild")
+    worklist.table.item(at, COMMENT_C).setText("pen mark")
     out = tmp_path / "labels.csv"
-    from napari_msamil.gui.slide_queue import write_labels
-
-    assert write_labels(worklist.entries, out) == 2
+    dialog = SimpleNamespace(getSaveFileName=lambda *_: (str(out), ""))
+    monkeypatch.setattr("napari_msamil.gui.worklist.QFileDialog", dialog)
+    click(qtbot, worklist._export)
+    assert "Wrote 2 judged slides" in worklist._status.text()
     from training.cohort import read_cohort
 
     cohort = read_cohort(out)
     labels = {row.slide_id: row.label for row in cohort.rows}
     assert labels == {"a one": prediction, "b two": "wild"}
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert rows["b two"]["verdict"] == "disagree"
+    assert rows["b two"]["comment"] == "pen mark"
 
 
 def test_numbers_sort_as_numbers(worklist, qtbot, slides):
@@ -112,7 +139,8 @@ def test_numbers_sort_as_numbers(worklist, qtbot, slides):
 def test_double_click_opens_the_slide_with_its_answer(worklist, qtbot, slides):
     worklist.add([slides / "a one.svs"])
     run(worklist, qtbot)
-    worklist.table.wanted.emit("a one")
+    at = worklist.table.row_of("a one")
+    click_cell(qtbot, worklist.table, worklist.table.item(at, SLIDE_C), double=True)
     assert worklist.session.slide.info.name == "a one"
     assert worklist.session.result.prediction == column(worklist, CLASS_C)["a one"]
 
@@ -123,6 +151,6 @@ def test_cancel_keeps_what_is_finished(worklist, qtbot, slides):
     qtbot.waitUntil(
         lambda: "done" in column(worklist, STATE_C).values(), timeout=PATIENCE
     )
-    worklist.cancel()
+    click(qtbot, worklist._cancel)
     assert worklist._run.isEnabled()
     assert "done" in column(worklist, STATE_C).values()

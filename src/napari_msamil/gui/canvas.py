@@ -34,7 +34,8 @@ def find_layers(viewer: ViewerModel, role: str) -> list[Layer]:
 def put_layer(viewer: ViewerModel, data: LayerTuple, *, visible: bool = True) -> Layer:
     """Add a layer, or give the one with the same role and slot (its name, unless it says otherwise) new data.
 
-    What the user set on an existing layer (visibility, opacity, colormap) stays. The active layer stays active.
+    What the user set on an existing image (visibility, opacity, colormap) stays, also when its cells change their
+    size. The active layer stays active.
     """
     from napari.layers import Layer
 
@@ -44,7 +45,7 @@ def put_layer(viewer: ViewerModel, data: LayerTuple, *, visible: bool = True) ->
     for layer in find_layers(viewer, ours["role"]):
         if slot_of(layer) != slot:
             continue
-        if _fits(layer, values, meta):
+        if _fits(layer, values):
             layer.metadata[KEY] = ours
             _refill(layer, values, meta)
             return layer
@@ -56,14 +57,17 @@ def put_layer(viewer: ViewerModel, data: LayerTuple, *, visible: bool = True) ->
     return layer
 
 
-def _fits(layer: Layer, values: object, meta: dict[str, object]) -> bool:
-    if layer._type_string != "image" or not isinstance(values, np.ndarray):
+def _fits(layer: Layer, values: object) -> bool:
+    if layer._type_string != "image" or layer.multiscale:
         return False
-    return layer.data.shape == values.shape and np.allclose(layer.scale, meta["scale"])  # type: ignore[arg-type]
+    return isinstance(values, np.ndarray) and layer.data.ndim == values.ndim
 
 
 def _refill(layer: Layer, values: np.ndarray, meta: dict[str, object]) -> None:
     layer.data = values
+    for placed in ("scale", "translate"):
+        if not np.allclose(getattr(layer, placed), meta[placed]):  # type: ignore[arg-type]
+            setattr(layer, placed, meta[placed])
     if layer.name != meta["name"]:
         layer.name = meta["name"]
     if "contrast_limits" in meta:
@@ -77,20 +81,32 @@ def drop_layers(viewer: ViewerModel, role: str) -> None:
         viewer.layers.remove(layer)
 
 
-def fly_to(viewer: ViewerModel, info: SlideInfo, box_xywh0: np.ndarray) -> None:
-    """Centre the view on a box in level-0 pixels, so that it takes about half of the canvas."""
+def fit_slide(viewer: ViewerModel, info: SlideInfo) -> None:
+    """Show the whole slide, whatever else is in the viewer."""
+    fly_to(viewer, info, np.array([0, 0, *info.size_wh0]), share=0.95)
+
+
+def fly_to(
+    viewer: ViewerModel, info: SlideInfo, box_xywh0: np.ndarray, share: float = 0.5
+) -> None:
+    """Centre the view on a box in level-0 pixels, so that it takes a share of the canvas."""
     x, y, width, height = (float(v) for v in box_xywh0)
     corners = world_yx(info, np.array([[x, y], [x + width, y + height]]))
     viewer.scene.camera.center = tuple(corners.mean(axis=0))
-    extent = float((corners[1] - corners[0]).max())
-    viewer.scene.camera.zoom = 0.5 * min(viewer.canvas.size) / max(extent, 1e-6)
+    extent_yx = np.maximum(corners[1] - corners[0], 1e-6)
+    viewer.scene.camera.zoom = share * float(
+        (np.asarray(viewer.canvas.size) / extent_yx).min()
+    )
 
 
 def order_layers(viewer: ViewerModel) -> None:
     """Keep slides at the bottom, overlays above them, the mask and points on top."""
-    rank = {"slide": 0, "patches": 1, "mask": 3, "outline": 4, "region": 5, "top": 6}
+    names = ("slide", "patches", "", "masked", "mask", "outline", "region", "top")
+    rank = {name: position for position, name in enumerate(names)}
     wanted = sorted(
-        viewer.layers, key=lambda layer: rank.get(role_of(layer), 2), reverse=False
+        viewer.layers,
+        key=lambda layer: rank.get(role_of(layer), rank[""]),
+        reverse=False,
     )
     for position, layer in enumerate(wanted):
         at = viewer.layers.index(layer)

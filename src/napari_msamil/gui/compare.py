@@ -21,11 +21,23 @@ from qtpy.QtWidgets import (
 from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button, check, chooser
 from napari_msamil.gui.cameras import CameraLink
-from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
-from napari_msamil.gui.docking import move_beside
+from napari_msamil.gui.canvas import (
+    drop_layers,
+    find_layers,
+    fit_slide,
+    order_layers,
+    put_layer,
+)
+from napari_msamil.gui.docking import (
+    give_room_to_canvas,
+    move_beside_canvas,
+    stop_at_end,
+    when_removed,
+)
 from napari_msamil.gui.layers import (
     attention_layer,
-    difference_layers,
+    brightest,
+    difference_layer,
     mask_layer,
     slide_layer,
 )
@@ -72,10 +84,15 @@ class CompareWidget(QWidget):
         self._other = QLineEdit()
         self._other.setAccessibleName(COMPARE.what)
         self._choose = button(COMPARE.choose, COMPARE.tip, self._on_choose)
-        self._run = button(COMPARE.run, COMPARE.tip, self.run)
-        self._linked = check(COMPARE.linked, COMPARE.tip, self._link.set_on, on=True)
+        self._run = button(COMPARE.run, COMPARE.run_tip, self.run)
+        self._linked = check(
+            COMPARE.linked, COMPARE.linked_tip, self._link.set_on, on=True
+        )
         self._difference = check(
-            COMPARE.difference, COMPARE.tip, lambda _: self._draw_difference(), on=True
+            COMPARE.difference,
+            COMPARE.difference_tip,
+            lambda _: self._draw_difference(),
+            on=True,
         )
         self._bar = QProgressBar()
         self._bar.setTextVisible(False)
@@ -84,21 +101,28 @@ class CompareWidget(QWidget):
         self._status = note(COMPARE.need_result)
         self._build()
         self._on_what()
+        when_removed(self, self._end)
+        stop_at_end(self, [self._runner])
         QTimer.singleShot(0, self._settle)
         self.session.result_changed.connect(self._on_result)
+        self.session.scale_changed.connect(self._on_scale)
 
     def _settle(self) -> None:
-        """Once docked: beside the workbench, so that both canvases are tall."""
+        """Once docked: beside the canvas of A and as large; the slide is fitted into both."""
         if self.canvas is not None:
-            move_beside(self)
+            move_beside_canvas(self)
+            QTimer.singleShot(0, self._fit)
+
+    def _fit(self) -> None:
+        if self.session.slide is not None and self.canvas is not None:
+            fit_slide(self.viewer, self.session.slide.info)
 
     def _build(self) -> None:
         column = QVBoxLayout(self)
         column.setContentsMargins(6, 6, 6, 6)
-        column.addLayout(
-            row(QLabel(COMPARE.what), self._what, self._other, self._choose, stretch=2)
-        )
-        column.addLayout(row(self._run, self._linked, self._difference))
+        column.addLayout(row(QLabel(COMPARE.what), self._what, self._run, stretch=1))
+        column.addLayout(row(self._other, self._choose, stretch=0))
+        column.addLayout(row(self._linked, self._difference))
         column.addWidget(self._bar)
         column.addWidget(self._status)
         column.addWidget(self.canvas, 1)
@@ -200,25 +224,43 @@ class CompareWidget(QWidget):
             return
         self.model.layers.clear()
         self.model.add_layer(Layer.create(*slide_layer(slide)))
-        high = max(float(result.attention.max(initial=0.0)), 1e-9)
-        for code, overlay in enumerate(attention_maps(result)):
-            layer = attention_layer(overlay, result, LAYER.attention, high)
-            put_layer(self.model, layer, visible=code == 0)
+        self._draw_attention(result)
         data, meta, kind = mask_layer(result.mask, result.info)
         mask = self.model.add_layer(Layer.create(data, meta, kind))
         mask.contour = 2
         mask.editable = False
         self._link.follow_first()
 
+    def _draw_attention(self, result: SlideResult) -> None:
+        maps = attention_maps(result)
+        overlay = maps[min(self.session.scale, len(maps) - 1)]
+        high = brightest(result.attention)
+        put_layer(self.model, attention_layer(overlay, result, LAYER.attention, high))
+        order_layers(self.model)
+
     def _draw_difference(self) -> None:
-        """Attention of A minus attention of B on the slide in the main window."""
-        drop_layers(self.viewer, "difference")
-        a, b = self.session.result, self.result
-        if a is None or b is None or not self._difference.isChecked():
+        """Attention of A minus attention of B on the slide in the main window, in place of the attention of A."""
+        a, b, layer = self.session.result, self.result, None
+        if a is not None and b is not None and self._difference.isChecked():
+            layer = difference_layer(a, b, self.session.scale, LAYER.difference)
+        if layer is None:
+            if find_layers(self.viewer, "difference"):
+                drop_layers(self.viewer, "difference")
+                self._show_attention(True)
             return
-        for code, layer in enumerate(difference_layers(a, b, LAYER.difference)):
-            put_layer(self.viewer, layer, visible=code == 0)
+        if not find_layers(self.viewer, "difference"):
+            self._show_attention(False)
+        put_layer(self.viewer, layer)
         order_layers(self.viewer)
+
+    def _show_attention(self, on: bool) -> None:
+        for layer in find_layers(self.viewer, "attention"):
+            layer.visible = on
+
+    def _on_scale(self) -> None:
+        if self.result is not None:
+            self._draw_attention(self.result)
+            self._draw_difference()
 
     def _on_result(self) -> None:
         """A has changed: B stays, the difference follows; a new slide clears B."""
@@ -236,14 +278,20 @@ class CompareWidget(QWidget):
         self._runner.cancel()
         self._link.set_on(False)
         self.session.result_changed.disconnect(self._on_result, missing_ok=True)
+        self.session.scale_changed.disconnect(self._on_scale, missing_ok=True)
 
-    def closeEvent(self, event: QCloseEvent | None) -> None:
-        """The dock is closed."""
+    def _end(self) -> None:
+        """The dock is gone: so is the difference map, and the canvas with its OpenGL memory."""
         self.close_down()
         if self.canvas is not None:
-            # the canvas holds OpenGL memory and must not wait for this widget to be collected
+            self._difference.setChecked(False)
             self.canvas.close()
             self.canvas.setParent(None)
             self.canvas.deleteLater()
             self.canvas = None
+            give_room_to_canvas(self.viewer.window._qt_window)
+
+    def closeEvent(self, event: QCloseEvent | None) -> None:
+        """The widget is closed by itself, outside a dock."""
+        self._end()
         super().closeEvent(event)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DELETED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the patches that the faithfulness curve deletes."""
 
+ALONE_BATCH = 512
+"""Bags of one patch that are classified at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class WhatIf:
@@ -174,14 +177,45 @@ def patches_inside(
     return np.asarray(found, dtype=bool)
 
 
-def instance_probability(result: SlideResult) -> NDArray[np.float32] | None:
-    """Probability (N,) of the predicted class per instance, or None where the model scores no instances."""
-    if result.instance_logits is None:
-        return None
+def instance_probability_steps(
+    loaded: LoadedModel, result: SlideResult
+) -> ProgressGen[NDArray[np.float32]]:
+    """Probability (N,) of the predicted class per instance.
+
+    Methods that score instances use those scores; for the others (AB-MIL, TransMIL, IAAM) each instance is
+    classified as a bag of its own, as in Figure 1 of the MHIM-MIL supplementary.
+
+    Raises:
+        MsamilError: The result was loaded from disk and has no features.
+    """
     logits = result.instance_logits
+    if logits is None:
+        logits = yield from _alone_steps(loaded, result)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = powers / powers.sum(axis=1, keepdims=True)
     return np.asarray(shares[:, int(np.argmax(result.probabilities))], np.float32)
+
+
+def _alone_steps(
+    loaded: LoadedModel, result: SlideResult
+) -> ProgressGen[NDArray[np.float32]]:
+    """Logits (N, C), divided by the model's temperature, of every patch as a bag of its own."""
+    import torch
+
+    if len(result.features) != len(result.grid):
+        raise MsamilError(ERROR.no_features)
+    grid, aggregator = result.grid, loaded.model.aggregator.to("cpu").eval()
+    places = (grid.coords_xy0 / np.asarray(grid.size_wh0, float)).astype(np.float32)
+    inputs = (result.features, places, grid.scale.astype(np.int64))
+    found = []
+    for start in range(0, len(grid), ALONE_BATCH):
+        yield Progress(Stage.AGGREGATE, start, len(grid))
+        part = [
+            torch.from_numpy(a[start : start + ALONE_BATCH])[:, None] for a in inputs
+        ]
+        with torch.inference_mode():
+            found.append(aggregator(*part).logits.float().numpy())
+    return np.concatenate(found) / np.float32(loaded.config.temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +225,14 @@ class Masked:
     high: NDArray[np.bool_]
     low: NDArray[np.bool_]
     random: NDArray[np.bool_]
+
+    @property
+    def kinds(self) -> NDArray[np.float32]:
+        """0 masked as low, 0.5 at random, 1 as high (which wins), NaN not masked."""
+        kinds = np.full(self.high.shape, np.nan, np.float32)
+        for value, masked in ((0.0, self.low), (0.5, self.random), (1.0, self.high)):
+            kinds[masked] = value
+        return kinds
 
     @property
     def any(self) -> NDArray[np.bool_]:

@@ -79,13 +79,19 @@ class GalleryPanel(Panel):
         self.column.addLayout(row(self._sheet, self._table))
         self.column.addWidget(note(GALLERY.triplet))
         self._places = self._place_row()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Follow the session, the viewer's mouse and the section itself."""
+        session = self.session
         session.result_changed.connect(self.refresh)
         session.grid_changed.connect(self.refresh)
         session.query_changed.connect(self._on_query)
         session.looked_at.connect(self.look_at)
         session.slide_changed.connect(self._on_slide)
-        viewer.mouse_drag_callbacks.append(self._on_press)
+        self._viewer.mouse_drag_callbacks.append(self._on_press)
         self.section.opened.connect(self.refresh)
+        self.section.closed.connect(self._take_away)
 
     def _place_row(self) -> list[tuple[QLabel, QLabel]]:
         line = QHBoxLayout()
@@ -125,6 +131,7 @@ class GalleryPanel(Panel):
             return
         self._offer_scales(self._grid)
         if not self.section.is_open:
+            self._runner.cancel()
             self.sum_up("", State.EMPTY)
             return
         chosen = self.chosen_patches()
@@ -209,6 +216,11 @@ class GalleryPanel(Panel):
         if self.session.query is not None:
             self._rank.setCurrentIndex(self._rank.findData("query"))
         self.refresh()
+
+    def _take_away(self) -> None:
+        """Nobody looks at patches any more: their layers leave the list."""
+        for role in ("top", "here"):
+            drop_layers(self._viewer, role)
 
     def _on_slide(self) -> None:
         self._place_runner.cancel()

@@ -40,6 +40,9 @@ ATTENTION_COLOURS = (
 )
 """Low to high: from nothing over blue, green and yellow to red, so that tissue without attention is seen as it is."""
 
+EVEN_TIMES = 3.0
+"""The brightest colour means at least this many times an even share, so that even attention does not glow."""
+
 MASK_COLOURS = {None: (0, 0, 0, 0), 0: (0, 0, 0, 0), 1: (0.93, 0.27, 0.45, 1)}
 
 
@@ -132,29 +135,41 @@ def overlay_layer(
     return values, meta | style, "image"
 
 
-def difference_layers(a: SlideResult, b: SlideResult, name: str) -> list[LayerTuple]:
-    """Attention of A minus attention of B per scale that both have on the same cells; 0 is the middle colour.
+def difference_layer(
+    a: SlideResult, b: SlideResult, scale: int, name: str
+) -> LayerTuple | None:
+    """Attention of A minus attention of B at one scale; 0 is the middle colour.
 
     A cell that only one of them uses counts as 0 in the other; a cell that none uses is transparent.
+
+    Returns:
+        The layer, or None where B has no such scale on the same cells.
     """
     from napari_msamil.overlay import attention_maps
 
+    maps = attention_maps(a)
+    mine = maps[min(scale, len(maps) - 1)]
     others = {(o.scale_name, o.values.shape): o for o in attention_maps(b)}
-    layers = []
-    for mine in attention_maps(a):
-        other = others.get((mine.scale_name, mine.values.shape))
-        if other is None:
-            continue
-        seen = np.isfinite(mine.values) | np.isfinite(other.values)
-        change = np.nan_to_num(mine.values) - np.nan_to_num(other.values)
-        values = np.where(seen, change, np.nan).astype(np.float32)
-        reach = max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-9)
-        _, meta, kind = overlay_layer(
-            mine, role="difference", colormap="PiYG", contrast_limits=(-reach, reach)
-        )
-        meta["name"] = name.format(scale=mine.scale_name)
-        layers.append((values, meta, kind))
-    return layers
+    other = others.get((mine.scale_name, mine.values.shape))
+    if other is None:
+        return None
+    seen = np.isfinite(mine.values) | np.isfinite(other.values)
+    change = np.nan_to_num(mine.values) - np.nan_to_num(other.values)
+    values = np.where(seen, change, np.nan).astype(np.float32)
+    reach = max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-9)
+    _, meta, kind = overlay_layer(
+        mine, role="difference", colormap="PiYG", contrast_limits=(-reach, reach)
+    )
+    meta["metadata"][KEY]["slot"] = "difference"
+    meta["name"] = name.format(scale=mine.scale_name)
+    return values, meta, kind
+
+
+def brightest(values: NDArray[np.floating]) -> float:
+    """The value (of N shares) that gets the brightest colour; one for all scales, so that they can be compared."""
+    if not len(values):
+        return 1.0
+    return max(float(np.quantile(values, 0.995)), EVEN_TIMES / len(values))
 
 
 def attention_layer(
@@ -164,7 +179,7 @@ def attention_layer(
     from napari.utils.colormaps import Colormap
 
     data, meta, kind = overlay_layer(overlay, role="attention", result=result)
-    meta["metadata"][KEY]["slot"] = overlay.scale_name
+    meta["metadata"][KEY]["slot"] = "attention"
     meta |= {
         "name": name.format(scale=overlay.scale_name),
         "colormap": Colormap(ATTENTION_COLOURS, name="msamil attention"),
@@ -187,7 +202,7 @@ def patch_layer(grid: PatchGrid, info: SlideInfo, scale: int) -> LayerTuple:
         "contrast_limits": (0.0, 1.0),
         "opacity": 0.4,
         "interpolation2d": "nearest",
-        "metadata": {KEY: {"role": "patches", "scale": name}},
+        "metadata": {KEY: {"role": "patches", "slot": "patches", "scale": name}},
         **placement(info, (step, step)),
     }
     return values, meta, "image"
@@ -240,7 +255,7 @@ def here_layer(info: SlideInfo, linked: PatchGrid) -> LayerTuple:
         "shape_type": "rectangle",
         "face_color": "transparent",
         "edge_color": [SCALE_COLOURS[i % len(SCALE_COLOURS)] for i in linked.scale],
-        "edge_width": max(float(linked.size_px0[0]) * pixel_um_yx(info)[0] / 40, 0.5),
+        "edge_width": max(float(linked.size_px0[0]) * pixel_um_yx(info)[0] / 25, 0.5),
         "units": ("um", "um"),
         "metadata": {KEY: {"role": "here"}},
     }

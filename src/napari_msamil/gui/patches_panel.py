@@ -10,9 +10,10 @@ from napari_msamil.config import Strategy
 from napari_msamil.gui.buttons import button, check, chooser
 from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
 from napari_msamil.gui.layers import patch_layer
+from napari_msamil.gui.scale_chooser import ScaleChooser
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.session import Choice
-from napari_msamil.gui.strings import PATCHES, TITLE
+from napari_msamil.gui.strings import PATCHES, RESULT, TITLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,14 +54,15 @@ class PatchesPanel(Panel):
         self._show = check(PATCHES.preview, PATCHES.preview_tip, self._on_preview)
         self._gallery = button(PATCHES.gallery, PATCHES.gallery_tip, show_sample)
         self._facts = note()
+        self._scale = ScaleChooser(session)
+        self.column.addLayout(row(QLabel(PATCHES.strategy), self._strategy, stretch=1))
+        self.column.addLayout(row(QLabel(PATCHES.threshold), self._threshold))
         self.column.addLayout(
-            row(QLabel(PATCHES.strategy), self._strategy, self._show, stretch=1)
-        )
-        self.column.addLayout(
-            row(QLabel(PATCHES.threshold), self._threshold, self._gallery)
+            row(self._show, QLabel(RESULT.at_scale), self._scale, self._gallery)
         )
         self.column.addWidget(self._facts)
         session.grid_changed.connect(self.refresh)
+        session.scale_changed.connect(self._on_scale)
         session.model_changed.connect(self._on_model)
         self._on_model()
         self.refresh()
@@ -80,6 +82,10 @@ class PatchesPanel(Panel):
         threshold = None if own is not None and abs(value - own) < 1e-6 else value
         self.session.set_choice(Choice(self._strategy.currentData(), threshold))
 
+    def _on_scale(self) -> None:
+        if self._show.isChecked():
+            self._draw()
+
     def _on_preview(self, on: bool) -> None:
         if on:
             self._draw()
@@ -87,14 +93,13 @@ class PatchesPanel(Panel):
             drop_layers(self._viewer, "patches")
 
     def _draw(self) -> None:
-        """One image grid per scale; the coarsest lies lowest, so that all are seen."""
+        """The image grid of the chosen scale."""
         grid, slide = self.session.grid, self.session.slide
         if grid is None or slide is None:
             drop_layers(self._viewer, "patches")
             return
         before = len(self._viewer.layers)
-        for scale in reversed(range(len(grid.size_px0))):
-            put_layer(self._viewer, patch_layer(grid, slide.info, scale))
+        put_layer(self._viewer, patch_layer(grid, slide.info, self.session.scale))
         if len(self._viewer.layers) != before:
             order_layers(self._viewer)
 

@@ -130,10 +130,12 @@ def make_table(headers: list[str], tip: str, rows: int) -> QTableWidget:
     table.setToolTip(tip)
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
+    table.setTabKeyNavigation(False)  # Tab leads on to what is below
     table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
     header, side = table.horizontalHeader(), table.verticalHeader()
     if header is not None and side is not None:
         header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
         side.setVisible(False)
         side.setDefaultSectionSize(table.fontMetrics().height() + 6)
     table.setFixedHeight((rows + 1) * (table.fontMetrics().height() + 6) + 6)
@@ -165,7 +167,7 @@ def _scale_lines(result: SlideResult, without: dict[str, float]) -> str:
         line = f"   {spec.name}  {shares[code]:.0%}"
         if spec.name in without:
             change = RESULT.without_scale.format(
-                scale=spec.name, delta=without[spec.name]
+                scale=spec.name, delta=100 * without[spec.name]
             )
             line += f"   ·  {result.prediction} {change}"
         lines.append(line)

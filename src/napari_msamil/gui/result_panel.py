@@ -9,25 +9,26 @@ from qtpy.QtWidgets import QLabel
 
 from napari_msamil.gui.bars import ProbabilityBars
 from napari_msamil.gui.buttons import check
-from napari_msamil.gui.canvas import drop_layers, order_layers, put_layer
-from napari_msamil.gui.layers import attention_layer, level0_xy
+from napari_msamil.gui.canvas import (
+    drop_layers,
+    find_layers,
+    order_layers,
+    put_layer,
+)
+from napari_msamil.gui.layers import attention_layer, brightest, level0_xy
+from napari_msamil.gui.scale_chooser import ScaleChooser
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.strings import LAYER, RESULT, TITLE
 from napari_msamil.overlay import attention_maps, query_maps
-
 from napari_msamil.result import trust_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari.components import ViewerModel
 
     from napari_msamil.gui.session import Session
-    from napari_msamil.overlay import Overlay
     from napari_msamil.result import SlideResult
-
-
-EVEN_TIMES = 3.0
-"""The brightest colour means at least this many times an even share, so that even attention does not glow."""
 
 
 class ResultPanel(Panel):
@@ -52,15 +53,18 @@ class ResultPanel(Panel):
         self._shown = check(
             RESULT.show_attention, RESULT.show_tip, lambda _: self._draw(), on=True
         )
+        self._at = QLabel(RESULT.at_scale)
+        self._scale = ScaleChooser(session)
         self._note = note(RESULT.note)
         self._note.setStyleSheet("color: #8a8f98;")
         for widget in (self._headline, self._bars, self._facts):
             self.column.addWidget(widget)
-        self.column.addLayout(row(self._shown))
+        self.column.addLayout(row(self._shown, self._at, self._scale))
         self.column.addWidget(self._hover)
         self.column.addWidget(self._note)
         session.result_changed.connect(self.refresh)
-        session.query_changed.connect(self._draw)
+        session.query_changed.connect(self._on_query)
+        session.scale_changed.connect(self._draw)
         session.grid_changed.connect(self._sum_up)
         session.model_changed.connect(self._sum_up)
         viewer.mouse_move_callbacks.append(self._on_move)
@@ -70,8 +74,8 @@ class ResultPanel(Panel):
         """Show the session's answer."""
         result = self.session.result
         there = result is not None
-        widgets = (self._headline, self._bars, self._facts, self._shown, self._hover)
-        for widget in (*widgets, self._note):
+        answer = (self._headline, self._bars, self._facts, self._hover, self._note)
+        for widget in (*answer, self._shown, self._at, self._scale):
             widget.setVisible(there)
         if result is not None:
             best = float(result.probabilities.max())
@@ -127,38 +131,33 @@ class ResultPanel(Panel):
             self.sum_up(best, State.DONE)
 
     def _draw(self, *_: object) -> None:
-        """Attention, or the chosen query's share of it, one image grid per scale."""
+        """Attention, or the chosen query's share of it, as the image grid of the chosen scale."""
         result = self.session.result
         if result is None or not self._shown.isChecked():
             drop_layers(self._viewer, "attention")
             return
-        high, query = self._highest(result), self.session.query
-        name = LAYER.attention
-        if query is not None:
+        query, scale = self.session.query, self.session.scale
+        if query is None or result.query_attention is None:
+            name, maps, values = (
+                LAYER.attention,
+                attention_maps(result),
+                result.attention,
+            )
+        else:
             name = LAYER.query.replace("{query}", str(query))
+            maps, values = query_maps(result, query), result.query_attention[query]
         before = len(self._viewer.layers)
-        finest = result.grid.spec.scales[0].name
-        for overlay in reversed(self._maps(result)):
-            layer = attention_layer(overlay, result, name, high)
-            put_layer(self._viewer, layer, visible=overlay.scale_name == finest)
+        overlay = maps[min(scale, len(maps) - 1)]  # an old answer may have fewer
+        layer = attention_layer(overlay, result, name, brightest(values))
+        put_layer(self._viewer, layer)
         if len(self._viewer.layers) != before:
             order_layers(self._viewer)
 
-    def _maps(self, result: SlideResult) -> list[Overlay]:
-        query = self.session.query
-        if query is None or result.query_attention is None:
-            return attention_maps(result)
-        return query_maps(result, query)
-
-    def _highest(self, result: SlideResult) -> float:
-        """One brightness for all scales, so that they can be compared."""
-        query = self.session.query
-        values = result.attention
-        if query is not None and result.query_attention is not None:
-            values = result.query_attention[query]
-        if not len(values):
-            return 1.0
-        return max(float(np.quantile(values, 0.995)), EVEN_TIMES / len(values))
+    def _on_query(self) -> None:
+        """Whoever chooses a query wants to see its map."""
+        self._draw()
+        for layer in find_layers(self._viewer, "attention"):
+            layer.visible = True
 
     def _on_move(self, viewer: Any, event: Any) -> None:
         """Values of the patches under the pointer, finest first."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from psygnal import Signal
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
@@ -20,6 +20,8 @@ from superqt import QElidingLabel
 from napari_msamil.gui.worker import Runner
 
 if TYPE_CHECKING:
+    from qtpy.QtGui import QResizeEvent
+
     from napari_msamil.gui.session import Session
 
 
@@ -53,6 +55,7 @@ class Section(QWidget):
     """
 
     opened = Signal()
+    closed = Signal()
 
     def __init__(self, title: str, body: QWidget, *, is_open: bool = True) -> None:
         super().__init__()
@@ -101,8 +104,7 @@ class Section(QWidget):
         arrow = Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow
         self._toggle.setArrowType(arrow)
         self.body.setVisible(is_open)
-        if is_open:
-            self.opened.emit()
+        (self.opened if is_open else self.closed).emit()
 
     def set_summary(self, text: str, state: State) -> None:
         """Say in one line how this part stands."""
@@ -169,12 +171,41 @@ def row(*widgets: QWidget, stretch: int | None = None) -> QHBoxLayout:
     return line
 
 
-def note(text: str = "") -> QLabel:
-    """A line of text that wraps instead of widening the dock."""
-    label = QLabel(text)
-    label.setWordWrap(True)
-    policy = QSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-    policy.setHeightForWidth(True)
-    label.setSizePolicy(policy)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
+class Note(QLabel):
+    """A text that wraps instead of widening the dock, and is never cut off below.
+
+    Layouts within layouts ask for a height at a width too late, so this label asks for the height that its text
+    needs at the width it has, and again when the width has changed.
+
+    Args:
+        text: What it says.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.setWordWrap(True)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+
+    def hasHeightForWidth(self) -> bool:
+        """Never: see above."""
+        return False
+
+    def sizeHint(self) -> QSize:
+        """The height at the present width."""
+        return QSize(0, self.heightForWidth(self.width()) if self.text() else 0)
+
+    def minimumSizeHint(self) -> QSize:
+        """Nothing less."""
+        return self.sizeHint()
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        """Another width wraps the text anew."""
+        super().resizeEvent(event)
+        if event is not None and event.size().width() != event.oldSize().width():
+            self.updateGeometry()
+
+
+def note(text: str = "") -> Note:
+    """A text in a panel."""
+    return Note(text)

@@ -62,6 +62,7 @@ class Session:
     grid_changed = Signal()
     result_changed = Signal()
     query_changed = Signal()
+    scale_changed = Signal()
     looked_at = Signal(float, float)  # a place on the slide, level-0 x and y
     failed = Signal(str)
 
@@ -80,6 +81,7 @@ class Session:
         self.result: SlideResult | None = None
         self.previous: SlideResult | None = None
         self.query: int | None = None
+        self.scale = 0
         self.mask_file: Path | None = None
         self._version = 0
         self._result_version = -1
@@ -118,6 +120,8 @@ class Session:
         header = read_header(resolve_model(ref))
         self.model_ref, self.header, self.loaded = ref, header, None
         self._version += 1
+        if self.scale >= len(header.config.patches.scales):
+            self.set_scale(0)
         self.model_changed.emit()
         self.update_grid()
 
@@ -200,6 +204,12 @@ class Session:
         if query != self.query:
             self.query = query
             self.query_changed.emit()
+
+    def set_scale(self, scale: int) -> None:
+        """Look at the maps of one scale: its position among the model's scales, 0 is the finest."""
+        if scale != self.scale:
+            self.scale = scale
+            self.scale_changed.emit()
 
     def set_mpp(self, mpp: float) -> None:
         """Open the slide again with a pixel size given by the user.

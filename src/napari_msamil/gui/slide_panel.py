@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFileDialog, QLabel
 
 from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button
+from napari_msamil.gui.canvas import fit_slide
 from napari_msamil.gui.layers import KEY, placement
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.slide_care import look_after
@@ -84,8 +85,8 @@ class SlidePanel(Panel):
             if layer.metadata.get(KEY, {}).get("role") == "slide"
         ]
 
-    def _on_layers(self, event: object = None) -> None:
-        """Slides came or went; a new one is taken at once if there was none."""
+    def _on_layers(self, event: Any = None) -> None:
+        """Slides came or went; a new one is taken at once, because whoever opens a slide wants to work on it."""
         layers = self.slide_layers()
         for layer in layers:
             look_after(layer)
@@ -95,18 +96,21 @@ class SlidePanel(Panel):
         self._combo.clear()
         for layer in layers:
             self._combo.addItem(layer.name, layer)
-        if layers:
-            at = (
-                layers.index(self.session.layer) if self.session.layer in layers else -1
-            )
-            self._combo.setCurrentIndex(at if at >= 0 else len(layers) - 1)
+        came = event.value if event is not None and event.type == "inserted" else None
+        wanted = [layers.index(x) for x in (came, self.session.layer) if x in layers]
+        self._combo.setCurrentIndex(wanted[0] if wanted else len(layers) - 1)
         self._combo.blockSignals(False)
         self._on_chosen()
 
     def _on_chosen(self, index: int = 0) -> None:
         layer = self._combo.currentData()
-        if layer is not None:
+        if layer is not None and layer is not self.session.layer:
+            for (
+                other
+            ) in self.slide_layers():  # slides of different places would overlap
+                other.visible = other is layer
             self.session.set_slide(layer.metadata[KEY]["slide"], layer)
+            fit_slide(self._viewer, layer.metadata[KEY]["slide"].info)
         self.refresh()
 
     def _on_open(self) -> None:

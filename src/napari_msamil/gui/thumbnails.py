@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari_msamil.progress import ProgressGen
     from napari_msamil.slide.base import Slide
 
-ICON_PX = 84
+ICON_PX = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class TileStrip(QListWidget):
         self.setMovement(QListView.Movement.Static)
         self.setUniformItemSizes(True)
         self.setSpacing(4)
-        self.setMinimumHeight(2 * (ICON_PX + 34))
+        self.setMinimumHeight(3 * (ICON_PX + 30))
         self.setToolTip(GALLERY.fly_tip)
         self.setAccessibleName(GALLERY.fly_tip)
         self.itemClicked.connect(self._on_item)

@@ -35,13 +35,23 @@ def text_item(text: str, *, editable: bool = False) -> QTableWidgetItem:
 
 
 class VerdictBox(QComboBox):
-    """Open, agree or disagree."""
+    """Open, agree or disagree.
 
-    def __init__(self, verdict: str, judged: Callable[[str], None]) -> None:
+    Args:
+        name: The slide.
+        judged: Called with the slide and what was chosen.
+    """
+
+    def __init__(self, name: str, judged: Callable[[str, str], None]) -> None:
         super().__init__()
+        self.name = name
         self.addItem(WORKLIST.open_verdict, "")
         self.addItem(WORKLIST.agree, "agree")
         self.addItem(WORKLIST.disagree, "disagree")
-        self.setCurrentIndex(self.findData(verdict))
         self.setToolTip(WORKLIST.verdict_tip)
-        self.activated.connect(lambda _: judged(str(self.currentData())))
+        self.setAccessibleName(WORKLIST.verdict_tip)
+        self.activated.connect(lambda _: judged(name, str(self.currentData())))
+
+    def show_verdict(self, verdict: str) -> None:
+        """Show what was said."""
+        self.setCurrentIndex(self.findData(verdict))

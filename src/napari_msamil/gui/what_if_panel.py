@@ -67,12 +67,18 @@ class WhatIfPanel(Panel):
         if slide is None:
             return
         layers = find_layers(self._viewer, "region")
-        layer: Any = (
-            layers[0] if layers else put_layer(self._viewer, region_layer(slide.info))
-        )
+        layer: Any = layers[0] if layers else None
+        if layer is None:
+            layer = put_layer(self._viewer, region_layer(slide.info))
+            layer.events.data.connect(self._on_region)
         order_layers(self._viewer)
         self._viewer.layers.selection.active = layer
         layer.mode = "add_polygon_lasso"
+
+    def _on_region(self, event: Any) -> None:
+        """A region was closed, moved or taken away: the question is clear, so it is asked."""
+        if event.action in ("added", "changed", "removed") and len(event.value):
+            self.ask()
 
     def ask(self) -> None:
         """Ask for the answer without the region and with it only."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtGui import QKeySequence, QShortcut  # type: ignore[attr-defined]
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 
 from napari_msamil.gui.buttons import button
 from napari_msamil.gui.classify_panel import ClassifyPanel
+from napari_msamil.gui.docking import stop_at_end, when_removed, widen
 from napari_msamil.gui.export_panel import ExportPanel
 from napari_msamil.gui.gallery_panel import GalleryPanel
 from napari_msamil.gui.mask_panel import MaskPanel
@@ -25,14 +26,14 @@ from napari_msamil.gui.settings import PLUGIN
 from napari_msamil.gui.slide_panel import SlidePanel
 from napari_msamil.gui.strings import COMPARE, RUN, WORKLIST
 from napari_msamil.gui.trust_panel import TrustPanel
+from napari_msamil.gui.warm_up import warm_up_later
 from napari_msamil.gui.what_if_panel import WhatIfPanel
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
-    from qtpy.QtGui import QCloseEvent
+    from qtpy.QtGui import QCloseEvent, QShowEvent
 
     from napari_msamil.gui.section import Panel
-    from napari_msamil.gui.worker import Runner
 
 
 class WorkbenchWidget(QScrollArea):
@@ -72,9 +73,9 @@ class WorkbenchWidget(QScrollArea):
         if self.session.header is None:
             self.model_panel.choose(self.session.model_ref)
         self.viewer.canvas.overlays.scale_bar.visible = True
-        # the main window may go without a close event for its docks; the panels are gone by then, the jobs are not
-        runners = [runner for panel in self.panels for runner in panel.runners]
-        self.destroyed.connect(partial(_stop, runners))
+        stop_at_end(self, [runner for p in self.panels for runner in p.runners])
+        when_removed(self, self.close_down)
+        warm_up_later()
 
     @property
     def panels(self) -> list[Panel]:
@@ -127,7 +128,17 @@ class WorkbenchWidget(QScrollArea):
         if inside is not None and bar is not None:
             needed = max(p.minimum_width for p in self.panels) + 18
             needed = max(needed, inside.minimumSizeHint().width())
-            self.setMinimumWidth(needed + bar.sizeHint().width())
+            needed += bar.sizeHint().width()
+            if needed != self.minimumWidth():
+                self.setMinimumWidth(needed)
+                QTimer.singleShot(0, partial(widen, self))
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """Take the width that every section needs at once, so that the canvas does not shrink when one is opened."""
+        super().showEvent(event)
+        for widget in self.findChildren(QWidget):
+            widget.ensurePolished()  # the theme's margins count
+        self._keep_width()
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Follow the sections when they open or their texts grow."""
@@ -162,8 +173,3 @@ class WorkbenchWidget(QScrollArea):
         """The dock is closed."""
         self.close_down()
         super().closeEvent(event)
-
-
-def _stop(runners: list[Runner], *_: object) -> None:
-    for runner in runners:
-        runner.cancel()

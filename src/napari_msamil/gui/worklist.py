@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
 from napari_msamil.errors import MsamilError
 from napari_msamil.gui.buttons import button
 from napari_msamil.gui.command import results_folder
-from napari_msamil.gui.docking import move_to_bottom
+from napari_msamil.gui.docking import move_to_bottom, stop_at_end, when_removed
 from napari_msamil.gui.section import note, row
 from napari_msamil.gui.session import session_of
 from napari_msamil.gui.settings import read_settings
@@ -74,6 +74,8 @@ class WorklistWidget(QWidget):
         self._lay_out()
         self.setMinimumHeight(260)
         self._follow()
+        when_removed(self, self.close_down)
+        stop_at_end(self, [self.runner, self._thumbs])
         QTimer.singleShot(0, self._settle)
 
     def _lay_out(self) -> None:
@@ -273,8 +275,12 @@ class WorklistWidget(QWidget):
             count = write_labels(self.entries, Path(name))
             self._status.setText(WORKLIST.exported.format(count=count, path=name))
 
-    def closeEvent(self, event: QCloseEvent | None) -> None:
-        """The dock is closed."""
+    def close_down(self) -> None:
+        """Stop what runs; finished slides keep their results."""
         self.runner.cancel()
         self._thumbs.cancel()
+
+    def closeEvent(self, event: QCloseEvent | None) -> None:
+        """The widget is closed by itself, outside a dock."""
+        self.close_down()
         super().closeEvent(event)

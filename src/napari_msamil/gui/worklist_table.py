@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SLIDE_C, STATE_C, CLASS_C, PROB_C, UNSURE_C, VERDICT_C, LABEL_C, COMMENT_C = range(8)
 ICON_PX = 40
+WORD_PX = 190
 
 
 class WorklistTable(QTableWidget):
@@ -38,10 +39,17 @@ class WorklistTable(QTableWidget):
         self.setIconSize(QSize(ICON_PX, ICON_PX))
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSortingEnabled(True)
+        self.setTabKeyNavigation(False)
         header, side = self.horizontalHeader(), self.verticalHeader()
         if header is not None and side is not None:
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
             header.setSectionResizeMode(COMMENT_C, QHeaderView.ResizeMode.Stretch)
+            for column in (
+                CLASS_C,
+                LABEL_C,
+            ):  # one long sentence would take all the room
+                header.setSectionResizeMode(column, QHeaderView.ResizeMode.Interactive)
+                header.resizeSection(column, WORD_PX)
             header.setToolTip(WORKLIST.uncertainty_tip)
             side.setVisible(False)
             side.setDefaultSectionSize(ICON_PX + 6)
@@ -106,10 +114,12 @@ class WorklistTable(QTableWidget):
             if column == SLIDE_C and icon is not None:
                 item.setIcon(icon)
             self.setItem(at, column, item)
-        name = entry.job.name
-        box = VerdictBox(entry.verdict, lambda verdict: self.judged.emit(name, verdict))
+        box = self.cellWidget(at, VERDICT_C)
+        if not isinstance(box, VerdictBox) or box.name != entry.job.name:
+            box = VerdictBox(entry.job.name, self.judged.emit)
+            self.setCellWidget(at, VERDICT_C, box)
+        box.show_verdict(entry.verdict)
         box.setEnabled(entry.done)
-        self.setCellWidget(at, VERDICT_C, box)
 
     def _icon_at(self, at: int) -> QIcon | None:
         item = self.item(at, SLIDE_C)
