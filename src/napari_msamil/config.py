@@ -38,7 +38,8 @@ class ReadLevel(StrEnum):
     """From which pyramid level a patch is read."""
 
     NEAREST = "nearest"
-    """The level whose mpp is nearest to the patch's (4–16 times fewer pixels to decode)."""
+    """The level whose mpp is nearest to the patch's by ratio, or the next finer one where its pixels would have to be
+    enlarged by more than 1.2 (4–16 times fewer pixels to decode than level 0)."""
     LEVEL0 = "level0"
     """Always the finest level (the paper's literal text)."""
 
@@ -216,7 +217,6 @@ class AggregatorSpec(Spec):
     args: dict[str, Any] = Field(default_factory=dict)
 
 
-class ModelConfig(Spec):
 class EnsembleSpec(Spec):
     """Several trainings of one model in one file.
 
@@ -245,6 +245,7 @@ class FamiliaritySpec(Spec):
     patients: int = Field(gt=0)
 
 
+class ModelConfig(Spec):
     """Everything the plugin must know to run a checkpoint.
 
     Attributes:
@@ -255,9 +256,9 @@ class FamiliaritySpec(Spec):
         encoder, aggregator: The classifier.
         segmenter: The lesion segmenter, or None: then tissue is used and the result says so.
         temperature: Divides the logits before the softmax (calibration); 1 is none.
-        description, licence, intended_use: Shown in the model dialog.
         ensemble: Several trainings that answer together, or None.
         familiarity: Which slides the model should not judge, or None: not learnt.
+        description, licence, intended_use: Shown in the model dialog.
     """
 
     name: str
@@ -268,13 +269,12 @@ class FamiliaritySpec(Spec):
     aggregator: AggregatorSpec = AggregatorSpec()
     segmenter: SegmenterSpec | None = None
     temperature: float = Field(default=1.0, gt=0)
-    description: str = ""
     ensemble: EnsembleSpec | None = None
     familiarity: FamiliaritySpec | None = None
+    description: str = ""
     licence: str = ""
     intended_use: str = "Research only. Not for diagnosis."
 
-    @model_validator(mode="after")
     @property
     def feature_dim(self) -> int:
         """Width of the features of all encoders together."""
@@ -283,6 +283,7 @@ class FamiliaritySpec(Spec):
             self.ensemble.members if self.ensemble and own else 1
         )
 
+    @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if len(self.classes) < 2:
             raise ValueError("at least two classes are needed")
