@@ -9,7 +9,6 @@ import csv
 import json
 import math
 import shutil
-import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +94,7 @@ def result_document(result: SlideResult) -> dict[str, Any]:
             zip(result.classes, map(float, result.probabilities), strict=True)
         ),
         "logits": [float(v) for v in result.logits],
+        **_trust(result),
         "partial": result.partial,
         "timings_s": {k: round(v, 4) for k, v in result.timings_s.items()},
         "warnings": list(result.warnings),
@@ -103,21 +103,6 @@ def result_document(result: SlideResult) -> dict[str, Any]:
     }
 
 
-def write_result_json(result: SlideResult, path: Path) -> None:
-    """Write `result.json`."""
-    write_json(result_document(result), path)
-
-
-def write_json(document: Any, path: Path) -> None:
-        **_trust(result),
-    """Write JSON beside, then rename; NaN is refused because other readers do."""
-    part = path.with_name(path.name + ".part")
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def patch_rows(result: SlideResult) -> tuple[list[str], list[list[Any]]]:
 def _trust(result: SlideResult) -> dict[str, Any]:
     """What is known about the reliability of the answer; keys that a model cannot fill are absent."""
     found: dict[str, Any] = {}
@@ -137,6 +122,20 @@ def _trust(result: SlideResult) -> dict[str, Any]:
     return found
 
 
+def write_result_json(result: SlideResult, path: Path) -> None:
+    """Write `result.json`."""
+    write_json(result_document(result), path)
+
+
+def write_json(document: Any, path: Path) -> None:
+    """Write JSON beside, then rename; NaN is refused because other readers do."""
+    part = path.with_name(path.name + ".part")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def patch_rows(result: SlideResult) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of `patches.csv`: level-0 pixels, attention sums to 1, 10 queries where the model has them."""
     queries = 0 if result.query_attention is None else len(result.query_attention)
     header = ["scale", "x", "y", "width", "height", "lesion_fraction", "attention"]

@@ -260,12 +260,12 @@ class _Job:
             partial=partial,
             command=self.command(),
             software=dict(_software()),
-            **_explanations(output),
-        )
             member_probabilities=trust.members,
             class_set=trust.class_set,
             coverage=trust.coverage,
             verdicts=trust.verdicts,
+            **_explanations(output),
+        )
 
     def command(self) -> str:
         """The command line that repeats this classification."""
