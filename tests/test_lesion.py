@@ -7,9 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from napari_msamil.config import SegmenterSpec
+from napari_msamil.config import SegmenterSpec, TissueSpec
 from napari_msamil.device import Precision, Runtime
-from napari_msamil.lesion import find_lesion, lesion_probability, lesion_thumbnail
+from napari_msamil.lesion import (
+    find_lesion,
+    lesion_probability,
+    lesion_thumbnail,
+    painted_over,
+)
 from napari_msamil.masks import MaskSource
 from napari_msamil.models.segmenter import Segmenter
 from napari_msamil.slide.array_slide import ArraySlide
@@ -57,6 +62,56 @@ def test_the_first_channel_above_the_threshold_is_the_mask() -> None:
     strict = spec.model_copy(update={"threshold": 0.9999999})
     none = find_lesion(slide(), RednessNet(), strict, CPU)  # type: ignore[arg-type]
     assert not none.mask.any()
+
+
+class BluenessNet(nn.Module):
+    """Logit 0 is how much more blue than red a pixel is; it also keeps what it saw."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen = pixels
+        return (pixels[:, 2:] - pixels[:, :1].float() - 60) / 5
+
+
+def marked_slide() -> ArraySlide:
+    """Pink tissue on glass, 3840 × 2560 µm, with a blue stroke half on the tissue, half on glass."""
+    array = np.full((160, 240, 3), (243, 241, 244), dtype=np.uint8)
+    array[20:140, 20:150] = (222, 160, 200)
+    array[70:80, 100:220] = (28, 58, 160)
+    return ArraySlide(array, mpp=16.0)
+
+
+def test_a_pen_stroke_is_painted_over_and_never_lesion() -> None:
+    network = BluenessNet()
+    spec = TINY.model_copy(update={"size_px": 128})
+    found = find_lesion(marked_slide(), network, spec, CPU)  # type: ignore[arg-type]
+    assert not found.mask.any()
+    assert found.probability is not None
+    assert (found.probability[56:64, 54:117] == 0).all()
+    seen = network.seen[0].permute(1, 2, 0).numpy()
+    assert np.abs(seen[58:62, 60:70] - np.array((222, 160, 200))).max() <= 3
+    assert np.abs(seen[58:62, 95:115] - np.array((243, 241, 244))).max() <= 3
+    stays = TissueSpec(remove_pen=False)
+    raw = find_lesion(marked_slide(), network, spec, CPU, tissue=stays)  # type: ignore[arg-type]
+    assert raw.mask[57:63, 55:115].all()
+
+
+def test_a_slide_that_is_mostly_ink_coloured_is_a_stain_not_a_pen() -> None:
+    array = np.full((160, 240, 3), (243, 241, 244), dtype=np.uint8)
+    array[10:150, 10:230] = (28, 58, 160)
+    spec = TINY.model_copy(update={"size_px": 128})
+    found = find_lesion(ArraySlide(array, mpp=16.0), BluenessNet(), spec, CPU)  # type: ignore[arg-type]
+    assert found.fraction == pytest.approx(140 * 220 / (160 * 240), abs=0.02)
+
+
+def test_painting_over_takes_the_nearest_colour_and_leaves_the_rest() -> None:
+    pixels = np.zeros((3, 7, 3), dtype=np.uint8)
+    pixels[:] = np.arange(7)[None, :, None] * 10
+    pen = np.zeros((3, 7), dtype=np.bool_)
+    pen[:, 2:5] = True
+    found = painted_over(pixels, pen)
+    assert found[1, :, 0].tolist()[:3] == [0, 10, 10]
+    assert found[1, :, 0].tolist()[4:] == [50, 50, 60]
+    assert painted_over(pixels, np.zeros_like(pen)) is pixels
 
 
 def test_a_network_in_training_stays_in_training_and_unchanged() -> None:

@@ -17,6 +17,7 @@ from napari_msamil.tissue import (
     find_tissue,
     glass_colour,
     is_dark_field,
+    pen_of,
     thumbnail_size,
     tissue_of,
 )
@@ -82,6 +83,32 @@ def test_pen_beside_and_over_tissue_is_taken_out(
     with_pen = tissue_of(pixels, SPEC.model_copy(update={"remove_pen": False}), MPP)
     if name != "black":
         assert with_pen[marked].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "ink", [(34, 32, 40), (28, 58, 160), (24, 112, 70), (170, 36, 44)]
+)
+def test_ink_that_lets_the_tissue_shine_through_is_taken_out(
+    rng: np.random.Generator, ink: tuple[int, int, int]
+) -> None:
+    pixels, _ = scene(rng)
+    stroke = Image.new("1", (203, 151))
+    ImageDraw.Draw(stroke).line([(70, 40), (85, 110)], fill=1, width=7)
+    marked = np.asarray(stroke)
+    pixels[marked] = pixels[marked] * 0.255 + np.asarray(ink) * 0.745
+    found = pen_of(pixels, SPEC, MPP)
+    assert found[marked].mean() > 0.98
+    assert not found[~ndimage.binary_dilation(marked, iterations=4)].any()
+    assert tissue_of(pixels, SPEC, MPP)[marked].mean() < 0.02
+    stays = SPEC.model_copy(update={"remove_pen": False})
+    assert not pen_of(pixels, stays, MPP).any()
+
+
+def test_dull_glass_is_not_taken_for_ink(rng: np.random.Generator) -> None:
+    pixels, disc = scene(rng)
+    dull = (pixels * np.asarray((0.64, 0.70, 0.67))).astype(np.uint8)
+    assert not pen_of(dull, SPEC, MPP).any()
+    assert overlap(tissue_of(dull, SPEC, MPP), disc) > 0.9
 
 
 def test_specks_bubbles_and_slide_edges_are_no_tissue(rng: np.random.Generator) -> None:
@@ -183,3 +210,21 @@ def test_real_pen_marks(shared_data: Path) -> None:
     assert not red[180:300, 60:120].any()
     assert red[180:330, 220:440].mean() > 0.95
     assert tissue_of(load("lung-rgb"), SPEC, 1.0).mean() > 0.7
+
+
+def test_no_ink_is_seen_on_real_tissue_without_any(shared_data: Path) -> None:
+    """H&E, a Ki-67 stain, and biopsy tiles at a magnification where nuclei are as large as strokes."""
+    pictures = []
+    for name in (
+        "slides/CMU-1-Small-Region.svs",
+        "slides/tcga-cr-7395_generic_bigtiff_5level.tif",
+        "images/OS-2-ndpi.ome.tif",
+        "images/histoprep_slide.jpeg",
+    ):
+        with open_slide(shared_data / name) as slide:
+            pictures.append(slide.thumbnail(thumbnail_size(slide.info, SPEC)))
+    tiles = sorted((shared_data / "tiles/ebhi_seg").glob("*/images/*.png"))[::4]
+    pictures += [np.asarray(Image.open(tile).convert("RGB")) for tile in tiles]
+    assert len(pictures) > 35
+    flagged = [float(pen_of(picture, SPEC, MPP).mean()) for picture in pictures]
+    assert max(flagged) == 0.0

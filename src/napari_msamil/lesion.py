@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
+from scipy import ndimage
 
+from napari_msamil.config import TissueSpec
 from napari_msamil.masks import MaskSource, SlideMask
+from napari_msamil.tissue import pen_of
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +19,10 @@ if TYPE_CHECKING:
     from napari_msamil.config import SegmenterSpec
     from napari_msamil.device import Runtime
     from napari_msamil.models.segmenter import Segmenter
-    from napari_msamil.slide.base import Slide
+    from napari_msamil.slide.base import Slide, SlideInfo
+
+_STAIN_SHARE = 0.5
+"""Ink on more than this share of a picture is no pen: the slide has that colour (trichrome, Alcian blue)."""
 
 
 def lesion_thumbnail(slide: Slide, size_px: int) -> NDArray[np.uint8]:
@@ -36,14 +43,16 @@ def find_lesion(
     segmenter: Segmenter,
     spec: SegmenterSpec,
     runtime: Runtime | None = None,
+    tissue: TissueSpec | None = None,
 ) -> SlideMask:
-    """Mark the lesion of a slide.
+    """Mark the lesion of a slide; pen marks are painted over before the network looks, and are never lesion.
 
     Args:
         slide: The open slide; it stays open.
         segmenter: The network; its first channel is the lesion. It is moved to the device and stays there.
         spec: Size of the thumbnail and threshold.
         runtime: Device and precision; None is chosen for this machine.
+        tissue: Rules for pen marks (`remove_pen`); None is the default, which removes them.
 
     Returns:
         The mask at thumbnail size, with the probability of every pixel.
@@ -52,13 +61,46 @@ def find_lesion(
         RegionError: The slide cannot be decoded.
     """
     pixels = lesion_thumbnail(slide, spec.size_px)
-    probability = lesion_probability(pixels, segmenter, runtime)
+    pen = _pen_on(pixels, slide.info, tissue or TissueSpec())
+    probability = lesion_probability(painted_over(pixels, pen), segmenter, runtime)
+    probability[pen] = 0
     return SlideMask(
         probability > spec.threshold,
         slide.info.size_wh0,
         MaskSource.MODEL,
         probability=probability,
     )
+
+
+def painted_over(
+    pixels: NDArray[np.uint8], pen: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) whose pen pixels, bool (H, W), have the colour of the nearest pixel without pen.
+
+    A segmenter that never saw ink takes it and the tissue beside it for anything; it knows the tissue around.
+    """
+    if not pen.any() or pen.all():
+        return pixels
+    rows, columns = ndimage.distance_transform_edt(
+        pen, return_distances=False, return_indices=True
+    )
+    return pixels[rows, columns]
+
+
+def _pen_on(
+    pixels: NDArray[np.uint8], info: SlideInfo, spec: TissueSpec
+) -> NDArray[np.bool_]:
+    """Pen marks on the square, told at the resolution of background detection: finer, nuclei look like ink."""
+    side = len(pixels)
+    mpp = spec.mpp
+    if info.mpp:
+        mpp = info.mpp * float(np.sqrt(info.size_wh0[0] * info.size_wh0[1])) / side
+    step = min(max(1, int(spec.mpp / mpp)), side)
+    small = np.asarray(Image.fromarray(pixels).reduce(step))
+    found = pen_of(small, spec, mpp * step)
+    if found.mean() > _STAIN_SHARE:
+        found[:] = False
+    return found.repeat(step, axis=0).repeat(step, axis=1)[:side, :side]
 
 
 def lesion_probability(

@@ -168,7 +168,9 @@ def find_mask(
     spec, segmenter = loaded.config.segmenter, loaded.model.segmenter
     if spec is not None and segmenter is not None:
         with one_thread(bool(runtime and runtime.exact)):
-            return find_lesion(slide, segmenter, spec, runtime), ()
+            return find_lesion(
+                slide, segmenter, spec, runtime, tissue=loaded.config.tissue
+            ), ()
     warning = "The model has no lesion segmenter: the tissue mask is used instead."
     return find_tissue(slide, loaded.config.tissue), (warning,)
 

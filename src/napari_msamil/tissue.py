@@ -28,7 +28,7 @@ SATURATION_CEILING = 0.12
 """Otsu splits pale from dark tissue where there is no glass in the picture; its threshold never goes above this."""
 _SMOOTHING_UM = 10.0
 _PEN_AREA_UM2 = 10_000.0
-_GLASS_LEVEL = 160
+_GLASS_LEVEL = 140
 _BLACK_LEVEL = 60
 
 
@@ -90,6 +90,24 @@ def tissue_of(
     return filled
 
 
+def pen_of(
+    pixels: NDArray[np.uint8], spec: TissueSpec, mpp: float
+) -> NDArray[np.bool_]:
+    """Pen marks in a picture; none where the spec says they stay, or in the dark field.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        spec: Bounds.
+        mpp: µm per pixel of the picture; the colours hold from about 4 µm on, where single nuclei are no longer seen.
+
+    Returns:
+        bool (H, W).
+    """
+    if not spec.remove_pen or is_dark_field(pixels):
+        return np.zeros(pixels.shape[:2], dtype=np.bool_)
+    return _pen(pixels, glass_colour(pixels), mpp)
+
+
 def is_dark_field(pixels: NDArray[np.uint8]) -> bool:
     """Whether the background is black: most of the picture is dark and hardly anything is bright."""
     brightness = pixels.mean(2)
@@ -128,12 +146,16 @@ def _bright_field(
     )
     found: NDArray[np.bool_] = saturation > threshold
     if spec.remove_pen:
-        density = -np.log(
-            np.clip((pixels.astype(np.float32) + 1) / (glass + 1), 1e-3, 1.0)
-        )
-        density = ndimage.gaussian_filter(density, (0.7, 0.7, 0))
-        found &= ~pen_marks(density, pixels, _pixels(_PEN_AREA_UM2, mpp))
+        found &= ~_pen(pixels, glass, mpp)
     return found
+
+
+def _pen(
+    pixels: NDArray[np.uint8], glass: NDArray[np.float32], mpp: float
+) -> NDArray[np.bool_]:
+    density = -np.log(np.clip((pixels.astype(np.float32) + 1) / (glass + 1), 1e-3, 1.0))
+    density = ndimage.gaussian_filter(density, (0.7, 0.7, 0))
+    return pen_marks(density, pixels, _pixels(_PEN_AREA_UM2, mpp))
 
 
 def _dark_field(pixels: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
