@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from napari_msamil.export import result_document, write_result
-from napari_msamil.overlay import attention_maps, query_maps
+from napari_msamil.overlay import attention_maps, mean_attention, query_maps
 from napari_msamil.pipeline import classify
 from napari_msamil.slide import open_slide
 
@@ -168,6 +168,34 @@ def test_overlays_cover_the_slide_to_the_half_pixel(result: SlideResult) -> None
         assert first_edge == pytest.approx([-0.25, -0.25])
     total = sum(float(np.nansum(o.values)) for o in attention_maps(result))
     assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_mean_attention_is_the_mean_of_the_scales_over_each_cell(
+    result: SlideResult,
+) -> None:
+    overlay, grid = mean_attention(result), result.grid
+    assert overlay.cell_px0 == 64
+    assert overlay.values.shape == (-(-1400 // 64), -(-1800 // 64))
+    sides = np.array(grid.size_px0)[grid.scale]
+    for row, column in ((3, 4), (10, 14), (20, 27), (21, 28)):
+        centre = (np.array([column, row]) + 0.5) * 64
+        offset = centre - grid.coords_xy0
+        over = ((offset >= 0) & (offset < sides[:, None])).all(1)
+        expected = result.attention[over].mean() * len(grid) if over.any() else np.nan
+        np.testing.assert_allclose(overlay.values[row, column], expected, rtol=1e-5)
+
+
+def test_heat_map_channels_are_what_ome_asks_for(
+    folder: Path, result: SlideResult
+) -> None:
+    group = zarr.open_group(str(folder / "heatmap.ome.zarr"), mode="r")
+    channels = group.attrs["ome"]["omero"]["channels"]
+    assert [c["label"] for c in channels] == [
+        "attention",
+        *(f"query {q}" for q in range(10)),
+    ]
+    assert channels[0]["window"]["max"] == float(result.attention.max())
+    assert {len(c["color"]) for c in channels} == {6}
 
 
 def test_query_maps_show_each_query(result: SlideResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,22 +142,26 @@ def _run_here(
 
 
 class _Meter:
-    """Rates and time left; slides under way count by the share of their patches that is encoded."""
+    """Rates and time left; slides under way count by the share of their patches that is done."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._start = time.perf_counter()
-        self._rows: list[SlideRow] = []
         self._now = ""
+        self._finished = self._encoded = 0
+        self._read_s = self._encode_s = 0.0
         self._under_way: dict[str, tuple[Progress, Progress]] = {}
 
     def count(self, row: SlideRow) -> None:
-        """A slide is finished."""
-        self._rows.append(row)
-        self._under_way.pop(row.slide, None)
+        """A slide is finished; what its first step found in the cache was not encoded."""
+        first, _ = self._under_way.pop(row.slide, (None, None))
+        self._finished += 1
+        self._encoded += row.patches - (first.done if first else 0)
+        self._read_s += row.read_s
+        self._encode_s += row.encode_s
 
     def step(self, name: str, step: Progress) -> None:
-        """A slide went on; what its first step found in the cache counts for nothing."""
+        """A slide went on."""
         self._now = f"{name}: {step.stage} {step.done}/{step.total}"
         if step.stage is Stage.ENCODE:
             first, _ = self._under_way.get(name, (step, step))
@@ -168,25 +173,24 @@ class _Meter:
         parts = [self._now] if self._now else []
         seconds = max(time.perf_counter() - self._start, 1e-9)
         live = self._under_way.values()
-        slides = len(self._rows) + sum(now.fraction for _, now in live)
-        patches = sum(row.patches for row in self._rows)
-        encoded = patches + sum(now.done - first.done for first, now in live)
-        if slides and encoded:
+        slides = self._finished + sum(now.fraction for _, now in live)
+        encoded = self._encoded + sum(now.done - first.done for first, now in live)
+        if slides:
             left = (self._total - slides) * seconds / slides
             parts += [
                 f"{3600 * slides / seconds:.0f} slides/h",
-                f"{encoded / seconds:.0f} patches/s{self._split(patches)}",
+                f"{encoded / seconds:.0f} patches/s{self._split}",
                 f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left",
             ]
         return " · ".join(parts)
 
-    def _split(self, patches: int) -> str:
-        """What reading and encoding would reach alone, from the slides that are finished."""
-        if not self._rows:
+    @property
+    def _split(self) -> str:
+        """The pace of reading and of encoding, each for itself, on the slides that are finished."""
+        if not self._finished:
             return ""
-        read = _rate(patches, sum(row.read_s for row in self._rows))
-        encode = _rate(patches, sum(row.encode_s for row in self._rows))
-        return f" (read {read}, encode {encode})"
+        read = _rate(self._encoded, self._read_s)
+        return f" (read {read}, encode {_rate(self._encoded, self._encode_s)})"
 
 
 def _rate(count: int, seconds: float) -> str:
@@ -197,7 +201,7 @@ def _write_summary(rows: Iterable[SlideRow], path: Path) -> None:
     """Rewrite the table beside, then rename; rows of slides of earlier runs stay."""
     table = {**_old_rows(path), **{row.slide: _cells(row) for row in rows}}
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,13 @@ def _connect(distributed: Any, address: str) -> tuple[Any, Any]:
         # A slide that kills its worker is given up after as many tries as in the pool.
         dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
         if kind == "local":
+            # What happens to workers is told in rows, not in Dask's words.
+            logging.getLogger("distributed").setLevel(logging.ERROR)
             cluster = distributed.LocalCluster(
-                n_workers=int(rest), threads_per_worker=1, dashboard_address=None
+                n_workers=int(rest),
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
             )
             return distributed.Client(cluster), cluster
         return distributed.Client(address, timeout="10s"), None

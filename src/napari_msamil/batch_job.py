@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.errors import MaskError, MsamilError
+from napari_msamil.errors import MaskError, MsamilError, StoreError
 from napari_msamil.progress import finish
 
 if TYPE_CHECKING:
@@ -247,10 +247,16 @@ def _write(
     from napari_msamil.export import write_result
     from napari_msamil.report import write_report
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_result(result, folder, slide)
-    if options.report:
-        write_report(result, folder / "report.html", slide)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_result(result, folder, slide)
+        if options.report:
+            write_report(result, folder / "report.html", slide)
+    except OSError as error:
+        raise StoreError(
+            f"The result folder {folder} cannot be written ({error.strerror or error}). "
+            "Make room on the disk, or choose another folder, and run the same command again."
+        ) from error
 
 
 def _row(job: SlideJob, result: SlideResult) -> SlideRow:

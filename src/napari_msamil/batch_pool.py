@@ -93,6 +93,9 @@ def deaf_children() -> Iterator[None]:
     if mask is None:
         yield
         return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # Python unblocks the signal when it starts this
     before = mask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -9,23 +9,26 @@ import csv
 import json
 import math
 import shutil
+import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_msamil.annotations import write_mask_geojson
-from napari_msamil.overlay import attention_maps, patch_map
+from napari_msamil.overlay import attention_maps, mean_attention, patch_map
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from napari_msamil.result import SlideResult
     from napari_msamil.slide.base import Slide
 
 FORMAT = "msamil-result/1"
+_SWAPS = 5
 
 
 def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
@@ -39,8 +42,7 @@ def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
     Returns:
         The folder.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = _beside(folder, "part")
     part.mkdir(parents=True)
     try:
         write_patches_csv(result, part / "patches.csv")
@@ -57,12 +59,25 @@ def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
 
 def _swap_in(part: Path, folder: Path) -> None:
     """Put the finished folder in place; an older result survives until the new one is there."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for _ in range(_SWAPS):
+        old = _beside(folder, "old")
+        try:
+            if folder.exists():
+                folder.rename(old)
+            part.rename(folder)
+        except OSError:
+            if not part.exists():
+                raise
+            continue  # another run put its own in place at this very moment
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+        return
+    raise OSError(f"{folder} is in use and cannot be replaced")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A name that no other run into the same folder takes."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
 
 
 def result_document(result: SlideResult) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def write_result_json(result: SlideResult, path: Path) -> None:
 
 def write_json(document: Any, path: Path) -> None:
     """Write JSON beside, then rename; NaN is refused because other readers do."""
-    part = path.with_name(path.name + ".part")
+    part = _beside(path, "part")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
@@ -257,20 +272,28 @@ def _draw_mask(axes: Axes, result: SlideResult) -> None:
 
 
 def _draw_attention(axes: Axes, result: SlideResult) -> None:
-    """Attention of every scale, brighter is more."""
-    top = max(float(result.attention.max(initial=0)), 1e-12)
-    for overlay in attention_maps(result):
-        rows, columns = overlay.values.shape
-        axes.imshow(
-            overlay.values / top,
-            extent=(0, columns * overlay.cell_px0, rows * overlay.cell_px0, 0),
-            cmap="inferno",
-            alpha=0.35,
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-        )
-    axes.set_title("attention, all scales over each other", fontsize=9)
+    """Attention, brighter is more; the bar says how much, so that an almost even one cannot be mistaken for a strong one."""
+    overlay = mean_attention(result)
+    rows, columns = overlay.values.shape
+    seen = overlay.values[np.isfinite(overlay.values)]
+    low, high = np.percentile(seen, (1, 99)) if len(seen) else (0.0, 1.0)
+    image = axes.imshow(
+        overlay.values,
+        extent=(0, columns * overlay.cell_px0, rows * overlay.cell_px0, 0),
+        cmap="inferno",
+        alpha=0.5,
+        vmin=low,
+        vmax=max(high, low + 1e-6),
+        interpolation="nearest",
+    )
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(
+        image, ax=axes, orientation="horizontal", fraction=0.04, pad=0.02
+    )
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("attention, times that of the average patch", fontsize=8)
+    even = "attention (almost even)" if high < 1.1 * low else "attention"
+    axes.set_title(f"{even}, mean of the scales", fontsize=9)
 
 
 def overview_title(result: SlideResult) -> str:
@@ -317,8 +340,15 @@ def write_heatmap_zarr(result: SlideResult, path: Path) -> None:
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": images,
-        "omero": {"channels": [{"label": name} for name, _ in layers]},
+        "omero": {"channels": [_channel(*layer) for layer in layers]},
     }
+
+
+def _channel(name: str, values: NDArray[np.floating]) -> dict[str, Any]:
+    """How a viewer shows a channel: grey, from nothing to the strongest patch."""
+    top = float(values.max(initial=0.0)) or 1.0
+    window = {"min": 0.0, "start": 0.0, "max": top, "end": top}
+    return {"label": name, "color": "FFFFFF", "active": True, "window": window}
 
 
 def _multiscale(

@@ -101,6 +101,30 @@ def attention_maps(result: SlideResult) -> list[Overlay]:
     return value_maps(result, result.attention, "attention")
 
 
+def mean_attention(result: SlideResult) -> Overlay:
+    """Attention of all scales as one picture, as many times the average patch's.
+
+    Cells are the finest scale's; each has the mean of the patches of every scale that cover its centre.
+    """
+    maps = attention_maps(result)
+    cell = min(one.cell_px0 for one in maps)
+    width, height = result.grid.size_wh0
+    x = (np.arange(-(-width // int(cell))) + 0.5) * cell
+    y = (np.arange(-(-height // int(cell))) + 0.5) * cell
+    layers = []
+    for one in maps:
+        rows = np.minimum(y // one.cell_px0, one.values.shape[0] - 1).astype(int)
+        columns = np.minimum(x // one.cell_px0, one.values.shape[1] - 1).astype(int)
+        layers.append(one.values[np.ix_(rows, columns)])
+    stack = np.stack(layers).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        mean = np.nansum(stack, axis=0) / np.isfinite(stack).sum(0)
+    patches = max(int(result.valid.sum()), 1)
+    return Overlay(
+        "attention", "", (mean * patches).astype(np.float32), cell, maps[0].mpp_yx
+    )
+
+
 def query_maps(result: SlideResult, query: int) -> list[Overlay]:
     """Attention of one DMQ query per scale; empty for methods without queries."""
     if result.query_attention is None:
