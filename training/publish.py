@@ -66,15 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", help="checkpoint, hf://… or demo, whose other parts are kept"
     )
-    parser.add_argument("--name", help="name shown to users (default: the recipe's)")
-    parser.add_argument("--description", help="one or two sentences for users")
-    parser.add_argument("--licence", help="licence of the weights")
-    parser.add_argument(
-        "--data", default="", help="what it was trained on; 'synthetic' shows a warning"
-    )
-    parser.add_argument(
-        "--metrics", type=Path, help="JSON of held-out figures, stored in the file"
-    )
+    _add_story(parser)
     parser.add_argument(
         "--half", action="store_true", help="store weights as float16 (half the size)"
     )
@@ -94,6 +86,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--push",
         metavar="OWNER/NAME",
         help="also upload file and card to the Hugging Face hub",
+    )
+
+
+def _add_story(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="name shown to users (default: the recipe's)")
+    parser.add_argument("--description", help="one or two sentences for users")
+    parser.add_argument("--licence", help="licence of the weights")
+    parser.add_argument(
+        "--data", default="", help="what it was trained on; 'synthetic' shows a warning"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, help="JSON of held-out figures, stored in the file"
     )
 
 
