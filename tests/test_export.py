@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import zarr
 
 from napari_msamil.export import result_document, write_result
+from napari_msamil.folders import swap_in
 from napari_msamil.overlay import attention_maps, mean_attention, query_maps
 from napari_msamil.pipeline import classify
 from napari_msamil.slide import open_slide
@@ -140,6 +143,20 @@ def test_a_second_write_replaces_the_folder_whole(
     assert (target / "result.json").exists()
 
 
+def test_what_a_killed_run_left_is_removed_after_a_day(
+    result: SlideResult, painted_svs: Path, tmp_path: Path
+) -> None:
+    old, young = tmp_path / "a.1.part", tmp_path / "a.2.part"
+    other = tmp_path / "b.1.part"
+    for left in (old, young, other):
+        left.mkdir()
+        os.utime(left, (1, 1))
+    os.utime(young)
+    with open_slide(painted_svs) as slide:
+        write_result(result, tmp_path / "a", slide)
+    assert {p.name for p in tmp_path.iterdir()} == {"a", young.name, other.name}
+
+
 def test_a_failed_write_leaves_the_old_folder_and_no_rest(
     result: SlideResult,
     painted_svs: Path,
@@ -158,6 +175,30 @@ def test_a_failed_write_leaves_the_old_folder_and_no_rest(
         write_result(result, target, slide)
     assert [p.name for p in tmp_path.iterdir()] == ["painted"]
     assert (target / "result.json").read_text() == "{}"
+
+
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, folder = tmp_path / "a.part", tmp_path / "a"
+    for path, text in ((part, "new"), (folder, "old")):
+        path.mkdir()
+        (path / "result.json").write_text(text)
+    real = pathlib.Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self == part:
+            raise PermissionError(13, "in use")
+        return real(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(PermissionError, match="in use"):
+        swap_in(part, folder)
+    assert (folder / "result.json").read_text() == "old"
+    monkeypatch.undo()
+    swap_in(part, folder)
+    assert (folder / "result.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_overlays_cover_the_slide_to_the_half_pixel(result: SlideResult) -> None:

@@ -9,13 +9,13 @@ import csv
 import json
 import math
 import shutil
-import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_msamil.annotations import write_mask_geojson
+from napari_msamil.folders import beside, swap_in, sweep
 from napari_msamil.overlay import attention_maps, mean_attention, patch_map
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from napari_msamil.slide.base import Slide
 
 FORMAT = "msamil-result/1"
-_SWAPS = 5
 
 
 def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
@@ -42,7 +41,7 @@ def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
     Returns:
         The folder.
     """
-    part = _beside(folder, "part")
+    part = beside(folder, "part")
     part.mkdir(parents=True)
     try:
         write_patches_csv(result, part / "patches.csv")
@@ -51,33 +50,11 @@ def write_result(result: SlideResult, folder: Path, slide: Slide) -> Path:
         write_overview(result, part / "overview.png", slide)
         write_heatmap_zarr(result, part / "heatmap.ome.zarr")
         write_result_json(result, part / "result.json")
-        _swap_in(part, folder)
+        swap_in(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        sweep(folder)
     return folder
-
-
-def _swap_in(part: Path, folder: Path) -> None:
-    """Put the finished folder in place; an older result survives until the new one is there."""
-    for _ in range(_SWAPS):
-        old = _beside(folder, "old")
-        try:
-            if folder.exists():
-                folder.rename(old)
-            part.rename(folder)
-        except OSError:
-            if not part.exists():
-                raise
-            continue  # another run put its own in place at this very moment
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-        return
-    raise OSError(f"{folder} is in use and cannot be replaced")
-
-
-def _beside(path: Path, kind: str) -> Path:
-    """A name that no other run into the same folder takes."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
 
 
 def result_document(result: SlideResult) -> dict[str, Any]:
@@ -144,7 +121,7 @@ def write_result_json(result: SlideResult, path: Path) -> None:
 
 def write_json(document: Any, path: Path) -> None:
     """Write JSON beside, then rename; NaN is refused because other readers do."""
-    part = _beside(path, "part")
+    part = beside(path, "part")
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
