@@ -21,6 +21,18 @@ from torchvision.transforms.v2 import Compose, Normalize, ToDtype, ToImage
 from wsidata import open_wsi
 
 
+class Float(torch.nn.Module):
+    """Features as float32: LazySlide 0.13 cannot store the bfloat16 that its own `amp` gives on a CPU."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model(images)
+        return features.float()
+
+
 def main() -> None:
     import timm
 
@@ -37,6 +49,8 @@ def main() -> None:
     model.load_state_dict(torch.load(args.weights, weights_only=True))  # noqa: TID251 (our own tensors)
     normal = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     transform = Compose([ToImage(), ToDtype(torch.float32, scale=True), normal])
+    if args.amp:
+        model = Float(model)
     options: dict[str, Any] = {"compile": args.compile} if args.compile else {}
     if args.amp:
         options |= {"amp": True, "autocast_dtype": torch.bfloat16}
