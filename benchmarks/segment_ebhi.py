@@ -110,7 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--only", type=int, help="run this fold alone, print nothing")
     parser.add_argument("--seed", type=int, default=0)
@@ -119,7 +119,7 @@ def main() -> None:
     assert small is not None
     network = small.model_copy(update={"channels": ("lesion",), "size_px": args.size})
     spec = SegmentSpec(
-        epochs=args.epochs, patience=0, accumulate=8, lr=3e-3, seed=args.seed
+        epochs=args.epochs, patience=0, accumulate=4, lr=3e-3, seed=args.seed
     )
     rows: list[CohortRow] = rows_of(args.data)
     lines: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from napari_msamil.config import Fallback, PatchSpec, ScaleSpec, Strategy
 from napari_msamil.errors import ConfigError, ResolutionError, SelectionError
-from napari_msamil.masks import MaskSource, SlideMask
+from napari_msamil.masks import MaskSource, SlideMask, lattice_shares
 from napari_msamil.patches import (
     box_fractions,
     make_grid,
@@ -93,6 +93,22 @@ def test_lesion_share_is_the_exact_area_average(data: st.DataObject) -> None:
     found = box_fractions(mask, np.array([box]))
     assert found.dtype == np.float32
     assert found[0] == pytest.approx(float(share_by_hand(mask, box)), abs=1e-7)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_shares_of_a_lattice_are_those_of_its_boxes(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 13), st.integers(1, 13)))
+    size = data.draw(st.tuples(st.integers(5, 900), st.integers(5, 900)))
+    seed, side = data.draw(st.integers(0, 2**31)), data.draw(st.integers(1, 300))
+    rng = np.random.default_rng(seed)
+    mask = SlideMask(rng.random(shape) < 0.6, size, MaskSource.USER)
+    x0, y0 = np.sort(rng.integers(0, size[0], 5)), np.sort(rng.integers(0, size[1], 3))
+    corners = np.stack(np.meshgrid(x0, y0, indexing="ij"), -1).reshape(-1, 2)
+    boxes = np.column_stack([corners, np.full((15, 2), side)])
+    found = lattice_shares(mask, x0, y0, side)
+    assert found.shape == (5, 3)
+    np.testing.assert_allclose(found.ravel(), box_fractions(mask, boxes), atol=2e-7)
 
 
 def test_share_of_the_papers_mask_with_unequal_factors() -> None:

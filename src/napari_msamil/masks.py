@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,9 +98,7 @@ def box_means(
     boxes = np.asarray(boxes_xywh0, dtype=np.float64).reshape(-1, 4)
     height, width = values.shape
     step_x, step_y = size_wh0[0] / width, size_wh0[1] / height
-    kind = np.int64 if values.dtype == np.bool_ else np.float64
-    table = np.zeros((height + 1, width + 1), dtype=kind)
-    np.cumsum(np.cumsum(values, axis=0, dtype=kind), axis=1, out=table[1:, 1:])
+    table = _summed_area(values)
     left, top = boxes[:, 0] / step_x, boxes[:, 1] / step_y
     right, bottom = left + boxes[:, 2] / step_x, top + boxes[:, 3] / step_y
     total = (
@@ -111,6 +109,65 @@ def box_means(
     )
     means: NDArray[np.float64] = total / ((right - left) * (bottom - top))
     return means
+
+
+def lattice_shares(
+    mask: SlideMask,
+    x0: NDArray[np.int64],
+    y0: NDArray[np.int64],
+    side: int,
+    table: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """What `area_shares` says of squares at every x0 with every y0, without one look-up per corner.
+
+    The table is read once per column and once per row of the lattice: a million cells while somebody paints.
+
+    Args:
+        mask: Mask over the whole slide.
+        x0: (X,), left edges in level-0 pixels.
+        y0: (Y,), top edges.
+        side: Side of the squares in level-0 pixels.
+        table: `summed_area` of the mask, where it is at hand.
+
+    Returns:
+        float64 (X, Y), 0 … 1.
+    """
+    if table is None:
+        table = summed_area(mask)
+    step_x, step_y = mask.downsample_xy
+    across = _at(table, 1, (x0 + side) / step_x) - _at(table, 1, x0 / step_x)
+    total = _at(across, 0, (y0 + side) / step_y) - _at(across, 0, y0 / step_y)
+    shares: NDArray[np.float64] = total.T * (step_x * step_y / side**2)
+    return np.clip(shares, 0.0, 1.0)
+
+
+def summed_area(mask: SlideMask) -> NDArray[np.int64]:
+    """How many marked pixels lie above and to the left of each corner, int64 (H + 1, W + 1)."""
+    found: NDArray[np.int64] = _summed_area(mask.mask)
+    return found
+
+
+def _summed_area(values: NDArray[np.generic]) -> NDArray[Any]:
+    height, width = values.shape
+    kind = np.int64 if values.dtype == np.bool_ else np.float64
+    table = np.zeros((height + 1, width + 1), dtype=kind)
+    np.cumsum(np.cumsum(values, axis=0, dtype=kind), axis=1, out=table[1:, 1:])
+    return table
+
+
+def _at(
+    table: NDArray[np.generic], axis: int, position: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The table at fractional rows (axis 0) or columns (axis 1), between its knots."""
+    last = table.shape[axis] - 1
+    position = np.clip(position, 0, last)
+    knot = np.minimum(position.astype(np.int64), last - 1)
+    part = position - knot
+    if axis == 0:
+        part = part[:, None]
+    low, high = table.take(knot, axis), table.take(knot + 1, axis)
+    found: NDArray[np.float64] = low + (high - low) * part
+    return found
 
 
 def _table_at(

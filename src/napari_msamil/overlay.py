@@ -65,18 +65,18 @@ def patch_map(
     width, height = grid.size_wh0
     reach = max(1, round(size / step))
     columns, rows = max(1, -(-width // step)), max(1, -(-height // step))
-    total = np.zeros((rows, columns))
-    count = np.zeros((rows, columns))
+    total, count = np.zeros(rows * columns), np.zeros(rows * columns)
     here = np.flatnonzero(grid.scale == scale)
     first_xy = np.round(grid.coords_xy0[here] / step).astype(int)
     for dy in range(reach):
         for dx in range(reach):
             x = np.minimum(first_xy[:, 0] + dx, columns - 1)
             y = np.minimum(first_xy[:, 1] + dy, rows - 1)
-            np.add.at(total, (y, x), values[here])
-            np.add.at(count, (y, x), 1)
+            cell = y * columns + x
+            total += np.bincount(cell, values[here], rows * columns)
+            count += np.bincount(cell, minlength=rows * columns)
     with np.errstate(invalid="ignore"):
-        return (total / count).astype(np.float32)
+        return (total / count).astype(np.float32).reshape(rows, columns)
 
 
 def value_maps(

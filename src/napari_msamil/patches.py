@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_msamil.config import Strategy
 from napari_msamil.errors import SelectionError
-from napari_msamil.masks import area_shares
+from napari_msamil.masks import area_shares, lattice_shares, summed_area
 from napari_msamil.patch_choice import (
     Cells,
     drawn,
@@ -135,7 +135,11 @@ def paper_order(
     sides = np.asarray(sizes_px0, dtype=np.int64)[scale]
     twice_x = 2 * coords_xy0[:, 0] + sides
     twice_y = 2 * coords_xy0[:, 1] + sides
-    return np.lexsort((scale, twice_y, twice_x))
+    if not len(coords_xy0):
+        return np.zeros(0, dtype=np.intp)
+    # One whole number instead of three keys: the lattices come sorted, and a stable sort only merges them.
+    rank = (twice_x * (int(twice_y.max()) + 1) + twice_y) * (int(scale.max()) + 1)
+    return np.argsort(rank + scale, kind="stable")
 
 
 def make_grid(
@@ -162,14 +166,16 @@ def make_grid(
     """
     mpp = require_scale(info, spec.scales[0].mpp)
     sides = patch_sizes_px0(spec, mpp)
-    xy0, scale, warnings = _full_patches(info, spec, sides)
-    lengths = np.asarray(sides, dtype=np.int64)[scale]
-    boxes = np.column_stack([xy0, lengths, lengths])
+    lattices, warnings = _full_patches(info, spec, sides)
+    xy0 = np.concatenate([lattice.corners() for lattice in lattices])
+    scale = np.concatenate([lattice.codes() for lattice in lattices])
     deciding = mask if spec.strategy is Strategy.LESION else tissue or mask
-    cells = Cells(xy0, scale, area_shares(deciding, boxes))
+    cells = Cells(xy0, scale, _shares(deciding, lattices))
     kept = cells.take(passing(cells, spec))
     if not len(kept.share):
-        tissue_share = None if tissue is None else area_shares(tissue, boxes)
+        lengths = np.asarray(sides, dtype=np.int64)[scale]
+        boxes = np.column_stack([xy0, lengths, lengths])
+        tissue_share = None if tissue is None else _shares(tissue, lattices)
         rank, words = second_rank(mask, boxes, tissue_share, spec)
         kept, sentence = fall_back(info, spec, cells, tissue_share, rank, words)
         warnings.append(sentence)
@@ -191,26 +197,49 @@ def make_grid(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Lattice:
+    """All full patches of one scale: every left edge (X,) with every top edge (Y,), in level-0 pixels."""
+
+    scale: int
+    side: int
+    x0: NDArray[np.int64]
+    y0: NDArray[np.int64]
+
+    def corners(self) -> NDArray[np.int64]:
+        """int64 (X · Y, 2), top-left corners, x before y."""
+        corners = np.empty((len(self.x0), len(self.y0), 2), dtype=np.int64)
+        corners[..., 0], corners[..., 1] = self.x0[:, None], self.y0
+        return corners.reshape(-1, 2)
+
+    def codes(self) -> NDArray[np.int8]:
+        """int8 (X · Y,), the scale."""
+        return np.full(len(self.x0) * len(self.y0), self.scale, dtype=np.int8)
+
+
+def _shares(mask: SlideMask, lattices: Sequence[_Lattice]) -> NDArray[np.float64]:
+    """Share of the mask in every patch, float64 (M,)."""
+    table = summed_area(mask)
+    return np.concatenate(
+        [lattice_shares(mask, a.x0, a.y0, a.side, table).ravel() for a in lattices]
+    )
+
+
 def _full_patches(
     info: SlideInfo, spec: PatchSpec, sides: tuple[int, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int8], list[str]]:
-    """Corners and scale of every full patch of the grid, and a sentence per scale that does not fit."""
+) -> tuple[list[_Lattice], list[str]]:
+    """Every full patch of the grid, and a sentence on the scales that do not fit."""
     width, height = info.size_wh0
-    corners, scales, missing = [], [], []
+    lattices, missing = [], []
     for index, side in enumerate(sides):
         step = max(1, round(side * spec.stride))
-        x, y = (
-            np.arange(0, width - side + 1, step),
-            np.arange(0, height - side + 1, step),
-        )
-        if not (len(x) and len(y)):
+        x = np.arange(0, width - side + 1, step, dtype=np.int64)
+        y = np.arange(0, height - side + 1, step, dtype=np.int64)
+        if len(x) and len(y):
+            lattices.append(_Lattice(index, side, x, y))
+        else:
             missing.append(f"{spec.scales[index].name} ({side} px)")
-            continue
-        corners.append(
-            np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
-        )
-        scales.append(np.full(len(x) * len(y), index, dtype=np.int8))
-    if not corners:
+    if not lattices:
         raise SelectionError(
             f"{info.path.name} is {width} × {height} px; no full patch fits into it: {', '.join(missing)}. "
             "Use a larger slide or a model with smaller patches."
@@ -220,8 +249,4 @@ def _full_patches(
         if missing
         else []
     )
-    return (
-        np.concatenate(corners).astype(np.int64),
-        np.concatenate(scales),
-        warnings,
-    )
+    return lattices, warnings

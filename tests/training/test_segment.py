@@ -426,6 +426,29 @@ def test_a_window_has_the_gradient_of_its_weighted_slides(table: Path) -> None:
     )
 
 
+def test_bf16_trains_with_nearly_the_losses_of_float32(table: Path) -> None:
+    from napari_msamil.models.segmenter import Segmenter
+    from training.loop import Visit
+
+    torch.manual_seed(0)
+    network = Segmenter(NET)
+    items = items_of(table)
+    visits = [Visit(i, 0, i, 1.0) for i in range(2)]
+    losses, gradients = [], []
+    for precision in (Precision.FP32, Precision.BF16):
+        network.zero_grad()
+        runtime = Runtime("cpu", precision, channels_last=False)
+        task = SegmentTask(network.eval(), SegmentSpec(), items, [], runtime)
+        assert task.logits(torch.zeros(1, 3, 64, 64)).dtype is torch.float32
+        losses.append(task.backward_window(visits))
+        grads = [p.grad for p in network.parameters() if p.grad is not None]
+        gradients.append(torch.cat([g.flatten() for g in grads]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] != losses[0]
+    exact, half = gradients
+    assert torch.cosine_similarity(exact, half, dim=0) > 0.95
+
+
 @pytest.mark.slow
 def test_training_beats_the_best_threshold(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "learn"
