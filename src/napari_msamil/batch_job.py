@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,8 @@ def _classify(job: SlideJob, options: BatchOptions) -> ProgressGen[SlideRow]:
         timings["total"] += opened
         result = replace(result, timings_s=timings)
         _write(result, folder, slide, options)
-    write_json(before, folder / RUN_FILE)
+    with suppress(FileNotFoundError):  # another run has just put its own folder there
+        write_json(before, folder / RUN_FILE)
     return _row(job, result)
 
 
