@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QProgressBar, QSizePolicy, QWidget
 
 from napari_msamil.gui.strings import RESULT
 
@@ -22,6 +22,7 @@ class ProbabilityBars(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         self._grid = QGridLayout(self)
         self._grid.setContentsMargins(0, 2, 0, 2)
         self._grid.setHorizontalSpacing(8)

@@ -59,6 +59,7 @@ class Section(QWidget):
 
     def __init__(self, title: str, body: QWidget, *, is_open: bool = True) -> None:
         super().__init__()
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         self.body = body
         self._toggle = QToolButton()
         self._toggle.setText(title)
