@@ -99,7 +99,7 @@ class PixelSpec(LoopSpec):
         cache_gb: Decoded patches kept in memory, in GB; 0 keeps none.
         cache_dir: Folder for the decoded patches of all slides, used in place of memory and by later trainings
             (uncompressed: 3 bytes per pixel); empty is none.
-        cache_dir_gb: Bound on that folder in GB; the longest unused slides are removed.
+        cache_dir_gb: Bound on that folder in GB, better with room for all slides: the longest unused are removed.
         prefetch: Slides read ahead while one is computed.
         augment: Changes of the patches.
     """
@@ -132,7 +132,8 @@ class E2ESpec(PixelSpec):
         chunk: Patches per encoder call where a mode works in chunks.
         together: Slides of one accumulation window that are encoded in one call; more than 1 mixes slides in the
             batch statistics of `batch`.
-        compile: Compile the encoder with the fixed chunk shape.
+        compile: Compile the encoder for one number of patches (the chunk, or the whole step in mode `none`); pays on
+            long runs only, not with `selective`.
         eval_instances: Patches per slide in validation (drawn once, the same each time); 0 is all of P_all.
         distributed: How ranks share work: over `slides` or over `instances` of one slide.
     """
@@ -162,11 +163,13 @@ class ExtractSpec(Spec):
         patches: `lesion` (paper section 3.4), `tissue` or `random`.
         mask: Where lesions come from: `model` (the segmenter), `file` (the cohort's mask column), or `auto`
             (the file where there is one, else the segmenter, else tissue).
+        max_patches: Upper bound per scale, keeping the largest lesion shares; None leaves the model's.
         format: File format of the bags.
     """
 
     patches: Literal["lesion", "tissue", "random"] = "lesion"
     mask: Literal["auto", "model", "file"] = "auto"
+    max_patches: int | None = Field(default=None, gt=0)
     format: Literal["pt", "h5", "zarr"] = "pt"
 
 

@@ -19,6 +19,7 @@ from napari_msamil.errors import ConfigError
 from napari_msamil.models import build_model
 
 from . import pixel_run
+from .compiled import compile_encoder, compiled_plan
 from .config import E2ESpec
 from .e2e_task import E2ETask
 from .gradients import StepPlan, check_batchnorm, has_batchnorm
@@ -97,9 +98,11 @@ def make_task(
     val = pixel_run.make_pool(cohort, "val", config, spec)
     seed_everything(spec.seed)
     model = start_model(config, spec, runtime)
-    if spec.batchnorm == "sync":
-        _share_statistics(model, runtime, ranks)
+    if ranks.size > 1 and spec.batchnorm != "frozen":
+        _share_statistics(model, spec, runtime)
     plan = make_plan(model, config, spec, runtime, ranks)
+    if spec.compile:
+        compile_encoder(model.encoder, fixed=plan.pad > 0)
     notes = {"data_hash": cohort.data_hash, "device": runtime.device}
     return E2ETask(model, config, spec, train, val, runtime, plan, notes, ranks)
 
@@ -114,38 +117,49 @@ def make_plan(
     """The memory mode: the one asked for, or the fastest that fits.
 
     Raises:
-        ConfigError: It does not go with the batch statistics, nothing fits, or fp16 was asked for.
+        ConfigError: It does not go with the batch statistics or a compiled encoder, nothing fits, or fp16 was asked for.
     """
     precision = str(runtime.precision)
     if precision == "fp16":
         raise ConfigError(
             "Training in fp16 would need loss scaling, which is not offered. Use --precision bf16 or fp32."
         )
-    if spec.memory != "auto":
-        confirmed = spec.allow_batchnorm_trap
-        check_batchnorm(spec.batchnorm, spec.memory, allowed=confirmed)
-        return StepPlan(spec.memory, spec.chunk, precision, pad=spec.compile)
-    if spec.batchnorm != "frozen" and has_batchnorm(model.encoder):
-        return StepPlan("none", spec.chunk, precision)
-    size_px = config.patches.scales[0].size_px
-    with torch.random.fork_rng():
-        cost = measure_cost(model.encoder, size_px, runtime.torch_device, precision)
     count = spec.instances * spec.together
     if spec.distributed == "instances":
         count = -(-count // ranks.size)
-    budget = memory_budget(runtime.torch_device, spec.memory_gb)
-    plan = choose_plan(cost, count, spec.chunk, budget, precision)
-    return replace(plan, pad=spec.compile)
+    if spec.memory != "auto":
+        check_batchnorm(spec.batchnorm, spec.memory, allowed=spec.allow_batchnorm_trap)
+        plan = StepPlan(spec.memory, spec.chunk, precision)
+    elif spec.batchnorm != "frozen" and has_batchnorm(model.encoder):
+        plan = StepPlan("none", spec.chunk, precision)
+    else:
+        plan = _fitting_plan(model, config, spec, runtime, count)
+    return compiled_plan(plan, count, spec) if spec.compile else plan
 
 
-def _share_statistics(model: MsamilModel, runtime: Runtime, ranks: Ranks) -> None:
+def _fitting_plan(
+    model: MsamilModel, config: ModelConfig, spec: E2ESpec, runtime: Runtime, count: int
+) -> StepPlan:
+    device, precision = runtime.torch_device, str(runtime.precision)
+    with torch.random.fork_rng():
+        size_px = config.patches.scales[0].size_px
+        cost = measure_cost(model.encoder, size_px, device, precision)
+    if spec.compile:
+        cost = replace(cost, selective=None)
+    budget = memory_budget(device, spec.memory_gb)
+    return choose_plan(cost, count, spec.chunk, budget, precision)
+
+
+def _share_statistics(model: MsamilModel, spec: E2ESpec, runtime: Runtime) -> None:
     """Make BatchNorm use the statistics of all ranks.
 
     Raises:
-        ConfigError: torch can do that on CUDA only.
+        ConfigError: torch can do that on CUDA only, or each rank would have statistics of its own.
     """
-    if ranks.size == 1:
-        return
+    if spec.batchnorm == "batch":
+        raise ConfigError(
+            "e2e.batchnorm = 'batch' on several ranks would give each its own statistics. Use 'sync' or 'frozen'."
+        )
     if not runtime.device.startswith("cuda"):
         raise ConfigError(
             "e2e.batchnorm = 'sync' needs CUDA devices. Use 'frozen', or 'batch' in one process."
@@ -166,8 +180,6 @@ def start_model(config: ModelConfig, spec: E2ESpec, runtime: Runtime) -> MsamilM
     layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
     model.to(runtime.torch_device)
     model.encoder.to(memory_format=layout)
-    if spec.compile:
-        model.encoder.compile()
     return model
 
 

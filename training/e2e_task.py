@@ -243,7 +243,7 @@ class E2ETask:
 
     def encode_all(self, pixels: Tensor) -> Tensor:
         """Features (N, D) of uint8 (N, H, W, 3), chunk by chunk without a graph."""
-        parts = torch.split(pixels, max(self.plan.chunk, 32))
+        parts = torch.split(pixels, self.plan.pad or max(self.plan.chunk, 32))
         return torch.cat(
             [
                 encode(

@@ -13,7 +13,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -115,9 +115,10 @@ def extract_slide(
     """
     loaded = encoders.first
     with open_slide(row.path, mpp=row.mpp) as slide:
-        patches = loaded.config.patches.model_copy(
-            update={"strategy": Strategy(spec.patches)}
-        )
+        changes: dict[str, Any] = {"strategy": Strategy(spec.patches)}
+        if spec.max_patches is not None:
+            changes["max_patches"] = spec.max_patches
+        patches = loaded.config.patches.model_copy(update=changes)
         tissue = find_tissue(slide, loaded.config.tissue)
         mask = tissue
         if patches.strategy is Strategy.LESION:

@@ -12,7 +12,7 @@ move the running statistics once per chunk (and once more on recomputing). `chec
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,13 +37,13 @@ class StepPlan:
         mode: One of `MODES`.
         chunk: Patches per encoder call where the mode works in chunks.
         precision: `fp32`, `bf16` or `fp16` for the encoder; features leave it in float32 (float64 stays).
-        pad: Fill a short chunk up to `chunk` patches, so that a compiled encoder sees one shape only.
+        pad: Fill shorter calls of the encoder up to so many patches, so that a compiled one sees one shape; 0 does not.
     """
 
     mode: str = "none"
     chunk: int = 20
     precision: str = "fp32"
-    pad: bool = False
+    pad: int = 0
 
 
 def backward(
@@ -85,9 +85,9 @@ def encode(encoder: nn.Module, pixels: Tensor, plan: StepPlan) -> Tensor:
     """Features (N, D) of patches (N, 3, H, W) at the plan's precision, returned in float32 or float64."""
     dtype = _DTYPES.get(plan.precision)
     count = len(pixels)
-    if plan.pad and count < plan.chunk:
-        missing = plan.chunk - count
-        pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+    if count < plan.pad:
+        empty = pixels.new_zeros(plan.pad - count, *pixels.shape[1:])
+        pixels = torch.cat([pixels, empty])
     with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
         features: Tensor = encoder(pixels)[:count]
     return features if features.dtype == torch.float64 else features.float()
@@ -224,7 +224,7 @@ def measure_batchnorm(
                 layer.reset_running_stats()
             layer.momentum = None
             layer.train()
-        encode(encoder, pixels, plan)
+        encode(encoder, pixels, replace(plan, pad=0))  # filling would count
         count += 1
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -56,6 +58,12 @@ class RunLog:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
 
+    def resumed(self, step: int) -> None:
+        """Say that so many steps were done by an earlier run, so that the time left counts the others only."""
+        if self._enabled:
+            self._bar.initial = self._bar.n = step
+            self._bar.refresh()
+
     def advance(self, **shown: float) -> None:
         """One step further on the progress bar, with figures beside it."""
         if not self._enabled:
@@ -80,7 +88,7 @@ class RunLog:
     def _write(self, line: dict[str, Any]) -> None:
         if self._enabled:
             line["time"] = round(time.time(), 3)
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(plain(line)) + "\n")
             self._file.flush()
 
     def __enter__(self) -> Self:
@@ -95,10 +103,19 @@ class RunLog:
         self.close()
 
 
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values with null in place of numbers that JSON does not know."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in values.items()
+    }
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log, oldest first."""
+    """All lines of a run's log, oldest first; figures that were no numbers are NaN again."""
     text = (folder / LOG_NAME).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [{k: math.nan if v is None else v for k, v in x.items()} for x in lines]
 
 
 def _open_board(folder: Path) -> Any:

@@ -337,4 +337,5 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.at = Position(**state["position"])
         set_rng_state(state["rng"])
+        self.log.resumed(self.at.step)
         self.log.event("resume", epoch=self.at.epoch, step=self.at.step)

@@ -36,10 +36,11 @@ class PatchCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
+        self._writable = True
 
     def takes(self, size: int) -> bool:
-        """Whether a slide of so many bytes may be put in at all."""
-        return 0 < size <= self.max_bytes
+        """Whether a slide of so many bytes may be put in: not where it is too large, nor after writing has failed."""
+        return self._writable and 0 < size <= self.max_bytes
 
     def get(self, key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
         """All patches of a slide as a read-only memory map; None where there is no whole file of that shape."""
@@ -54,7 +55,7 @@ class PatchCache:
         return found if found.shape == shape and found.dtype == np.uint8 else None
 
     def put(self, key: str, pixels: NDArray[np.uint8]) -> None:
-        """Keep the patches of a slide; a full disk or a file in use keeps nothing and breaks nothing.
+        """Keep the patches of a slide; where that fails (a full disk) nothing breaks and nothing more is put in.
 
         Args:
             key: Of `pixels_key`; empty keeps nothing.
@@ -71,6 +72,7 @@ class PatchCache:
                 np.save(file, pixels, allow_pickle=False)
             beside.replace(path)
         except OSError:
+            self._writable = False
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
 

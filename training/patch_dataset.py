@@ -171,7 +171,7 @@ class PatchPool:
         if kept is not None:
             return np.asarray(kept[chosen])
         whole = int(np.prod(self._shape(grid)))
-        if not self._keep(whole):
+        if not self._keep(item, whole):
             return self._decode(item, grid, chosen)
         pixels = self._decode(item, grid, np.arange(len(grid)))
         if self._disk is None:
@@ -180,10 +180,10 @@ class PatchPool:
             self._disk.put(self._keys[item], pixels)
         return pixels[chosen]
 
-    def _keep(self, size: int) -> bool:
+    def _keep(self, item: int, size: int) -> bool:
         """Whether a slide of so many bytes is kept; room in memory is then taken."""
         if self._disk is not None:
-            return self._disk.takes(size)
+            return bool(self._keys[item]) and self._disk.takes(size)
         with self._lock:
             keep = size <= self._room
             self._room -= size if keep else 0

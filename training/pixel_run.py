@@ -20,6 +20,7 @@ from .config import (
     read_recipe,
     section,
 )
+from .log import plain
 from .patch_cache import PatchCache
 from .patch_dataset import PatchPool
 from .state import LAST
@@ -160,7 +161,7 @@ def conclude(
     """Name what was skipped, say how it went, and mark the run as finished unless a signal stopped it."""
     for name, reason in faults.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)  # noqa: T201
-    text = json.dumps(result)
+    text = json.dumps(plain(result))
     print(text)  # noqa: T201
     if result["reason"] != "stopped":
         (folder / RESULT).write_text(text + "\n", encoding="utf-8")

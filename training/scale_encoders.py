@@ -81,6 +81,10 @@ def load_encoders(
             return ScaleEncoders(load_named_encoder(ref, recipe, device))
         return ScaleEncoders(load_checkpoint(ref, device=device))
     pairs = [ref.partition("=")[::2] for ref in refs]
+    if not all(path for _, path in pairs):
+        raise ConfigError(
+            f"Several --model are given as scale=checkpoint, for example 20x=a.safetensors, not {' '.join(refs)}."
+        )
     loaded = {name: load_checkpoint(path, device=device) for name, path in pairs}
     first = next(iter(loaded.values()))
     names = [s.name for s in first.config.patches.scales]

@@ -104,7 +104,7 @@ def stages_toml(work: TableWork, way: str, changes: Sequence[str] = ()) -> str:
     # the paper trains the aggregator of the end-to-end run further; the others have none to go on from
     start = "--start {out}/encoder/best.pt" if way == "e2e" else ""
     stages += [
-        ("extract", f"--model {models} --cohort {{cohort}} -o {{out}}/bags {device}", "{out}/bags/extracted.json"),
+        ("extract", f"{config} --model {models} --cohort {{cohort}} -o {{out}}/bags {device}", "{out}/bags/extracted.json"),
         ("mil", f"{config} {DATA} --bags {{out}}/bags {start} -o {{out}} {device}", "{out}/predictions.csv"),
     ]  # fmt: skip
     return "\n".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,8 @@ from training.cli import main
 from training.cohort import read_cohort
 from training.dino import make_task
 from training.dino_task import DinoSpec, random_crops
+from training.log import RunLog
+from training.loop import fit
 from training.state import load_state
 
 from .e2e_parts import CLASSES, tiny_config, write_cohort, write_recipe
@@ -198,3 +201,52 @@ def test_slides_of_one_step_are_one_batch(
     for i in range(calls):
         together, first, second = seen[i], seen[i + calls], seen[i + 2 * calls]
         assert torch.equal(together, torch.cat([first, second]))
+
+
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student, teacher, centre and optimiser, bit for bit."""
+    cohort, runtime = read_cohort(table, classes=CLASSES), choose_runtime("cpu", "fp32")
+
+    def go(folder: Path, stop_at: int = 0) -> str:
+        task = make_task(tiny_config(), SMALL, cohort, "20x", runtime)
+        calls, once = [0], task.backward_window
+
+        def counted(visits: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            return once(visits)
+
+        monkeypatch.setattr(task, "backward_window", counted)
+        with RunLog(folder, task.total_steps) as log:
+            return fit(task, SMALL, folder, log, resume=True).reason
+
+    assert go(tmp_path / "whole") == "finished"
+    assert go(tmp_path / "parts", stop_at=3) == "stopped"
+    torch.manual_seed(77)
+    assert go(tmp_path / "parts") == "finished"
+    whole, parts = (load_state(tmp_path / n / "state.pt") for n in ("whole", "parts"))
+    assert whole["model"].keys() == parts["model"].keys()
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name]), name
+    for index, moments in whole["optimizer"]["state"].items():
+        same = parts["optimizer"]["state"][index]
+        assert torch.equal(moments["exp_avg_sq"], same["exp_avg_sq"])
+
+
+def test_a_slide_that_cannot_be_read_is_skipped_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_cohort(tmp_path, "train,train,val")
+    (tmp_path / "s0.tiff").write_bytes(b"II*\0 cut off")
+    words = ["dino", "--config", str(write_recipe(tmp_path)), "--cohort", str(table)]
+    words += ["--device", "cpu", "--precision", "fp32", "-o", str(tmp_path / "o")]
+    small = SMALL.model_dump(mode="json", exclude_defaults=True)
+    words += [w for k, v in small.items() for w in ("--set", f"dino.{k}={v}")]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "skipped s0" in said.err
+    assert json.loads(said.out.splitlines()[-1])["skipped"] == ["s0"]
+    assert (tmp_path / "o" / "config.json").exists()

@@ -157,4 +157,5 @@ def test_each_scale_can_have_an_encoder_of_its_own(work: Path, tmp_path: Path) -
         assert len(wanted)
         found = bag.features[bag.scale == index]
         assert torch.allclose(found, wanted, atol=1e-5)
-    assert main([*words, *pairs[:2], "-o", str(tmp_path / "two")]) == 2
+    for wrong in (pairs[:2], [*pairs[:2], pairs[0]], [str(tmp_path), *pairs[:2]]):
+        assert main([*words, *wrong, "-o", str(tmp_path / "wrong")]) == 2

@@ -92,4 +92,7 @@ def test_a_folder_that_cannot_be_written_breaks_nothing(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     wanted = _draw(_pool(table, ""))
-    assert torch.equal(_draw(_pool(table, tmp_path / "file")), wanted)
+    pool = _pool(table, tmp_path / "file")
+    assert torch.equal(_draw(pool), wanted)
+    assert not pool._keep(0, 1)  # from now on only what is drawn is decoded
+    assert torch.equal(_draw(pool), wanted)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_msamil.errors import ConfigError
 from training.e2e import train
 from training.log import read_log
 from training.ranks import Ranks, joined_ranks
@@ -118,3 +119,11 @@ def test_a_slide_no_rank_can_read_is_skipped_by_all(runs: Path, how: str) -> Non
     position = load_state(runs / how / "two" / "state.pt")["position"]
     assert position["skipped"] == ["s2"]
     assert position["step"] == 6
+
+
+@pytest.mark.parametrize(("batchnorm", "said"), [("sync", "CUDA"), ("batch", "'sync'")])
+def test_statistics_that_ranks_cannot_share_are_refused(
+    runs: Path, batchnorm: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny_task(runs / "cohort.csv", tiny_spec(batchnorm=batchnorm), Ranks(0, 2))
