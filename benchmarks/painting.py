@@ -4,7 +4,7 @@
 
 A real window on a large slide, a full 1024 × 1024 mask, the preview of the 20x patches on. Dabs: one press of the eraser
 each. Stroke: a press and 40 moves, 20 ms apart; timed is the oldest move that no update has shown yet. The pause between two
-updates (50 ms) is included. All figures are in ms.
+updates (30 ms) is included. All figures are in ms.
 """
 
 from __future__ import annotations

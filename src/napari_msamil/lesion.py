@@ -84,7 +84,8 @@ def painted_over(
     rows, columns = ndimage.distance_transform_edt(
         pen, return_distances=False, return_indices=True
     )
-    return pixels[rows, columns]
+    filled: NDArray[np.uint8] = pixels[rows, columns]
+    return filled
 
 
 def _pen_on(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from napari_msamil.gui.session import Session
 
-PAINT_MS = 50
+PAINT_MS = 30
 """A stroke is taken over at most this often while the brush moves."""
 
 SOURCES = {
