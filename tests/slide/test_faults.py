@@ -17,6 +17,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from napari_msamil import classify
 from napari_msamil.errors import RegionError, SlideError
 from napari_msamil.slide import open_slide
 from napari_msamil.slide.faults import FAULT_RGB
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from napari_msamil.synthetic import SynthSlide
 
 
 @pytest.fixture
@@ -287,3 +290,28 @@ def test_many_handles_are_closed(slide_path: Path) -> None:
                 slide.read_region((0, 0), 0, (10, 10))
     assert len(process.open_files()) <= before
     assert threading.active_count() < 50
+
+
+def test_corrupt_tile_of_a_slide_without_a_pyramid_costs_its_patches_and_no_more(
+    tmp_path: Path, painted: SynthSlide, tiny_checkpoint: Path
+) -> None:
+    """The mask goes on over it, from the nearest colours; its patches are skipped, counted and reported."""
+    path = write_pyramid_tiff(tmp_path / "a.svs", [painted.pixels], mpp=painted.mpp)
+    with open_slide(path) as slide:
+        whole = slide.thumbnail((180, 140)).astype(int)
+    spoil_tile(path, 17)
+    with open_slide(path) as slide:
+        damaged = slide.thumbnail((180, 140)).astype(int)
+    apart = np.abs(whole - damaged).max(axis=2) > 3
+    rows, columns = np.nonzero(apart)
+    assert apart.any()
+    assert np.ptp(rows) <= 38  # a tile of 256 and a part of 60 on either side
+    assert np.ptp(columns) <= 38
+    assert not (damaged[apart] == 255).all(axis=1).any()
+    result = classify(
+        path, tiny_checkpoint, strategy="tissue", cache=False, precision="fp32"
+    )
+    lost = int((~result.valid).sum())
+    assert 0 < lost < len(result.valid)
+    assert any(f"{lost} of {len(result.valid)} patches" in w for w in result.warnings)
+    assert (result.attention[~result.valid] == 0).all()

@@ -11,7 +11,7 @@ from PIL import Image
 from napari_msamil.errors import SlideError
 from napari_msamil.slide.array_slide import ArraySlide
 from napari_msamil.slide.base import Slide
-from napari_msamil.slide.reading import _block_side
+from napari_msamil.slide.reduced import _block_side
 
 from .conftest import smooth_picture
 

@@ -6,6 +6,7 @@ libvips streams the image from top to bottom and writes all levels in that one p
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.errors import ExtraMissingError, SlideError
@@ -15,7 +16,7 @@ from napari_msamil.slide.tiff_file import TiffSlide
 from napari_msamil.slide.write import COMPRESSIONS, aperio_description
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PROBE_PX = 256
@@ -59,9 +60,8 @@ def convert_image(
     check_user_mpp(mpp)
     _check_options(source, target, compression, quality, tile_px)
     vips = _vips()
-    beside = target.with_name(f".{target.name}.partial")
     yield Progress(Stage.CONVERT, 0, 100, f"Converting {source.name}")
-    try:
+    with _appearing(vips, source, target) as beside:
         image = true_colours(vips, _open_rgb(vips, source, "sequential"), source)
         image = image.copy(xres=1e3 / mpp, yres=1e3 / mpp)
         description = aperio_description(image.width, image.height, mpp, objective)
@@ -73,6 +73,16 @@ def convert_image(
                 pyramid=True, bigtiff=True, resunit="cm", predictor="horizontal",
             ),
         )  # fmt: skip
+    yield Progress(Stage.CONVERT, 100, 100, f"Wrote {target.name}")
+    return target
+
+
+@contextmanager
+def _appearing(vips: Any, source: Path, target: Path) -> Iterator[Path]:
+    """A file beside the target, which gets the target's name if all goes well and is removed otherwise."""
+    beside = target.with_name(f".{target.name}.partial")
+    try:
+        yield beside
         beside.replace(target)
     except vips.Error as error:
         raise SlideError(
@@ -85,8 +95,6 @@ def convert_image(
         ) from error
     finally:
         beside.unlink(missing_ok=True)
-    yield Progress(Stage.CONVERT, 100, 100, f"Wrote {target.name}")
-    return target
 
 
 def _saving(image: Any, save: Callable[[], None]) -> ProgressGen[None]:

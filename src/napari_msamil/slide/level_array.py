@@ -39,6 +39,8 @@ CHUNK_PX = 512
 """Aim of a chunk's side: 256–512 gave the shortest stalls in napari, 1024 and more the longest."""
 CACHE_BYTES = 256 << 20
 MAX_THREADS = 8
+OVERVIEW_DELAY_S = 1.0
+"""The overview of a slide without a pyramid is made after its first, coarse picture is painted, not beside it."""
 
 
 class ChunkCache:
@@ -255,7 +257,7 @@ def start_virtual_levels(slide: Slide) -> VirtualPyramid | None:
     if not needs_virtual_levels(slide.info):
         return None
     virtual = VirtualPyramid(slide)
-    virtual.start()
+    virtual.start(OVERVIEW_DELAY_S)
     return virtual
 
 

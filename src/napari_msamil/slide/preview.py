@@ -103,9 +103,12 @@ def _paint(
     x, y, w, h = box_xywh
     left, top = int(x * scale_x), int(y * scale_y)
     right, bottom = int(np.ceil((x + w) * scale_x)), int(np.ceil((y + h) * scale_y))
-    out[top:bottom, left:right] = block.mean(axis=(0, 1)).astype(np.uint8)
-    own_w = min(max(1, round(block.shape[1] * scale_x)), out.shape[1] - left)
-    own_h = min(max(1, round(block.shape[0] * scale_y)), out.shape[0] - top)
-    if own_w > 0 and own_h > 0:
-        small = Image.fromarray(block).resize((own_w, own_h), Image.Resampling.BOX)
-        out[top : top + own_h, left : left + own_w] = np.asarray(small)
+    own_w = max(1, round(block.shape[1] * scale_x))
+    own_h = max(1, round(block.shape[0] * scale_y))
+    small = np.asarray(
+        Image.fromarray(block).resize((own_w, own_h), Image.Resampling.BOX)
+    )
+    # The mean of the block's small picture is the block's mean, many times faster.
+    out[top:bottom, left:right] = small.mean(axis=(0, 1)).astype(np.uint8)
+    own = out[top : top + own_h, left : left + own_w]
+    own[:] = small[: own.shape[0], : own.shape[1]]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -13,6 +10,7 @@ from PIL import Image
 
 from napari_msamil.errors import SlideError
 from napari_msamil.slide.levels import level_for_downsample
+from napari_msamil.slide.reduced import reduced_level
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
 
     from napari_msamil.slide.base import SlideInfo
 
-BLOCK_PX = 2048
-"""Aim of the side of a block decoded at a time when a whole level is squeezed: 12 MB."""
-MAX_THREADS = 4
 OVERSAMPLING = 2
 """The last, antialiased step of a thumbnail sees at least this many pixels per output pixel."""
 
@@ -103,9 +98,10 @@ class BaseSlide(ABC):
 
         The coarsest level with enough pixels is reduced by a whole factor, block by block, and then
         resized with the antialiased triangle filter: memory stays bounded on slides without a pyramid.
+        A part that cannot be decoded takes the nearest colour that could be.
 
         Raises:
-            RegionError: A part of the slide cannot be decoded.
+            RegionError: Nothing of the slide can be decoded.
         """
         if min(size_wh) < 1:
             raise SlideError(
@@ -129,30 +125,12 @@ class BaseSlide(ABC):
         return np.asarray(small).copy()
 
     def _reduced_level(self, level: int, factor: int) -> NDArray[np.uint8]:
-        """A level as means of `factor` × `factor` pixels, block by block in threads; uint8 (⌈H/f⌉, ⌈W/f⌉, 3)."""
-        width, height = self._info.level_sizes_wh[level]
-        tile_w, tile_h = self._info.level_tile_sizes_wh[level]
-        step_x, step_y = _block_side(factor, tile_w), _block_side(factor, tile_h)
-        out = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
-
-        def reduce_block(corner: tuple[int, int]) -> None:
-            x, y = corner
-            size = (min(step_x, width - x), min(step_y, height - y))
-            pixels = self.read_level(level, corner, size)
-            if factor > 1:
-                pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
-            top, left = y // factor, x // factor
-            out[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-
-        corners = [
-            (x, y) for y in range(0, height, step_y) for x in range(0, width, step_x)
-        ]
-        with ThreadPoolExecutor(
-            min(MAX_THREADS, os.cpu_count() or 1, len(corners))
-        ) as pool:
-            for _ in pool.map(reduce_block, corners):
-                pass
-        return out
+        return reduced_level(
+            lambda box: self.read_level(level, box[:2], box[2:]),
+            self._info.level_sizes_wh[level],
+            self._info.level_tile_sizes_wh[level],
+            factor,
+        )
 
     def _level_size(self, level: int) -> tuple[int, int]:
         if not 0 <= level < self._info.level_count:
@@ -176,14 +154,6 @@ class BaseSlide(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _block_side(factor: int, tile_px: int) -> int:
-    """A multiple of `factor` near `BLOCK_PX`, and of the tile where that is possible: no tile is decoded twice."""
-    unit = math.lcm(factor, tile_px)
-    if unit > 2 * BLOCK_PX:
-        unit = factor
-    return unit * max(1, BLOCK_PX // unit)
 
 
 def _level_with_enough(info: SlideInfo, downsample: float) -> int:

@@ -142,12 +142,15 @@ class VirtualPyramid:
         """Call `on_step` with every step of the background thread, in that thread."""
         self._watchers.append(on_step)
 
-    def start(self) -> None:
-        """Build in a background thread; `close` ends it. Does nothing where it is complete or already running."""
+    def start(self, delay_s: float = 0.0) -> None:
+        """Build in a background thread, after a while; `close` ends it. Does nothing where it is complete or runs."""
         if self.is_complete or self._thread is not None:
             return
         self._thread = threading.Thread(
-            target=self._run, name="virtual-pyramid", daemon=True
+            target=self._run,
+            args=(delay_s,),
+            name="virtual-pyramid",
+            daemon=True,
         )
         self._thread.start()
 
@@ -160,7 +163,9 @@ class VirtualPyramid:
             self._archive.close()
             self._archive = None
 
-    def _run(self) -> None:
+    def _run(self, delay_s: float) -> None:
+        if self._stopped.wait(delay_s):
+            return
         work = self.build()
 
         def step(progress: Progress) -> None:

@@ -51,32 +51,21 @@ def write_pyramid_tiff(
         SlideError: The pixels or options are wrong, or the file cannot be written.
     """
     images = _checked_levels(path, levels)
-    if compression not in COMPRESSIONS:
-        raise SlideError(
-            f"There is no compression {compression!r}; choose one of {', '.join(COMPRESSIONS)}."
-        )
+    height, width = images[0].shape[:2]
+    text = None if mpp is None else aperio_description(width, height, mpp, objective)
+    tiles = _tile_options(compression, quality, tile_px)
     beside = path.with_name(f".{path.name}.partial")
-    width, height = images[0].shape[1], images[0].shape[0]
-    first = None
-    if mpp is not None:
-        first = aperio_description(width, height, mpp, objective)
     try:
         with tifffile.TiffWriter(beside, bigtiff=True) as writer:
             for index, image in enumerate(images):
-                options = _tile_options(compression, quality, tile_px)
-                if mpp is not None:
-                    per_cm = 1e4 / (mpp * width / image.shape[1])
-                    options |= {
-                        "resolution": (per_cm, per_cm),
-                        "resolutionunit": "CENTIMETER",
-                    }
                 writer.write(
                     image,
-                    description=first if index == 0 else None,
+                    description=text if index == 0 else None,
                     subfiletype=0 if index == 0 else 1,
                     software=False,
                     metadata=None,
-                    **options,
+                    **tiles,
+                    **_resolution(mpp, width / image.shape[1]),
                 )
         beside.replace(path)
     except OSError as error:
@@ -86,6 +75,14 @@ def write_pyramid_tiff(
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def _resolution(mpp: float | None, downsample: float) -> dict[str, Any]:
+    """TIFF resolution tags of a level; none where the pixel size is not known."""
+    if mpp is None:
+        return {}
+    per_cm = 1e4 / (mpp * downsample)
+    return {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
 
 
 def _checked_levels(
@@ -132,6 +129,10 @@ def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _tile_options(compression: str, quality: int, tile_px: int) -> dict[str, Any]:
+    if compression not in COMPRESSIONS:
+        raise SlideError(
+            f"There is no compression {compression!r}; choose one of {', '.join(COMPRESSIONS)}."
+        )
     options: dict[str, Any] = {"tile": (tile_px, tile_px)}
     if compression == "jpeg":
         return options | {
