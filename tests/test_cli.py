@@ -34,6 +34,16 @@ def test_info_as_json_is_plain_json_on_stdout(
     assert document["mpp_source"] == "tag"
 
 
+@pytest.mark.parametrize(
+    ("asked", "shown"), [("auto", "direct"), ("openslide", "openslide")]
+)
+def test_info_shows_who_decodes_the_tiles(
+    painted_svs: Path, capsys: pytest.CaptureFixture[str], asked: str, shown: str
+) -> None:
+    assert cli.main(["info", str(painted_svs), "--json", "--backend", asked]) == 0
+    assert json.loads(capsys.readouterr().out)["backend"] == shown
+
+
 def test_info_of_a_missing_file_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

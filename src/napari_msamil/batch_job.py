@@ -57,6 +57,8 @@ class BatchOptions:
         cluster: Dask scheduler `tcp://…`, or `local:N`.
         use_cache: Whether features are cached.
         report: Whether `report.html` is written too.
+        backend: Who decodes tiles, as in `open_slide`.
+        compiled: Whether the encoder is compiled first.
         command: Command line, stored with each result.
         model_sha256: Hash of the model file; found by `classify_many`.
     """
@@ -73,6 +75,8 @@ class BatchOptions:
     cluster: str | None = None
     use_cache: bool = True
     report: bool = False
+    backend: str = "auto"
+    compiled: bool = False
     command: str | None = None
     model_sha256: str = ""
 
@@ -164,6 +168,10 @@ def finished_row(job: SlideJob, options: BatchOptions) -> SlideRow | None:
 
 def fingerprint(job: SlideJob, options: BatchOptions) -> dict[str, Any]:
     """Everything an answer depends on, as plain JSON; cheap: no pixel is read."""
+    unusual = {
+        "backend": options.backend if options.backend != "auto" else None,
+        "compiled": options.compiled or None,
+    }
     return {
         "slide": _file_state(job.path),
         "model": options.model_sha256,
@@ -173,6 +181,7 @@ def fingerprint(job: SlideJob, options: BatchOptions) -> dict[str, Any]:
         "mpp": job.mpp,
         "precision": options.precision,
         "report": options.report,
+        **{key: value for key, value in unusual.items() if value is not None},
     }
 
 
@@ -197,7 +206,7 @@ def _classify(job: SlideJob, options: BatchOptions) -> ProgressGen[SlideRow]:
     folder = options.output / job.name
     before = fingerprint(job, options)
     start = time.perf_counter()
-    with open_slide(job.path, mpp=job.mpp) as slide:
+    with open_slide(job.path, mpp=job.mpp, backend=options.backend) as slide:
         opened = time.perf_counter() - start
         asked = _asked(job, options, slide, runtime)
         result = yield from classify_steps(slide, loaded, asked)
@@ -233,6 +242,7 @@ def _asked(
         threshold=options.threshold,
         runtime=runtime,
         store=FeatureStore() if options.use_cache else None,
+        compiled=options.compiled,
         command=options.command,
     )
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_msamil.errors import RegionError
 from napari_msamil.slide.base import TileSource
 
 if TYPE_CHECKING:
@@ -36,33 +37,61 @@ class CellGrid:
         size_wh: Its size in pixels.
         cell_wh: Size of a cell.
         tiled: Whether cells are storage tiles that the slide decodes one by one.
+        origin_xy: Corner of cell (0, 0) in pixels of the level; cells of column or row -1 lie before it.
     """
 
     level: int
     size_wh: tuple[int, int]
     cell_wh: tuple[int, int]
     tiled: bool
+    origin_xy: tuple[int, int] = (0, 0)
 
     def spans(self, regions_xywh: NDArray[np.int64]) -> NDArray[np.int64]:
         """First and last column, first and last row of the cells under regions: int64 (N, 4)."""
         x, y, w, h = regions_xywh.T
-        (cell_w, cell_h), (width, height) = self.cell_wh, self.size_wh
-        columns, rows = (width - 1) // cell_w, (height - 1) // cell_h
-        return np.column_stack(
-            [
-                np.clip(x // cell_w, 0, columns),
-                np.clip((x + w - 1) // cell_w, 0, columns),
-                np.clip(y // cell_h, 0, rows),
-                np.clip((y + h - 1) // cell_h, 0, rows),
+        pairs = []
+        for start, length, side, cell, origin in zip(
+            (x, y), (w, h), self.size_wh, self.cell_wh, self.origin_xy, strict=True
+        ):
+            least, most = -origin // cell, (side - 1 - origin) // cell
+            pairs += [
+                np.clip((start - origin) // cell, least, most),
+                np.clip((start + length - 1 - origin) // cell, least, most),
             ]
-        )
+        return np.column_stack(pairs)
+
+    def keys(self, region_xywh: tuple[int, int, int, int]) -> list[CellKey]:
+        """The cells under a region, row by row."""
+        span = self.spans(np.array([region_xywh]))[0].tolist()
+        first_column, last_column, first_row, last_row = span
+        return [
+            (self.level, column, row)
+            for row in range(first_row, last_row + 1)
+            for column in range(first_column, last_column + 1)
+        ]
+
+    def box(self, key: CellKey) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of a cell in pixels of the level, without what lies outside."""
+        (cell_w, cell_h), (width, height) = self.cell_wh, self.size_wh
+        left = self.origin_xy[0] + key[1] * cell_w
+        top = self.origin_xy[1] + key[2] * cell_h
+        right, bottom = min(left + cell_w, width), min(top + cell_h, height)
+        return max(left, 0), max(top, 0), right, bottom
 
 
-def cell_grid(slide: Slide, level: int) -> CellGrid | None:
+def cell_grid(
+    slide: Slide, level: int, lattice: tuple[tuple[int, int], int] | None = None
+) -> CellGrid | None:
     """How a level is cut, or None where cells would not give the same pixels as reading a region at once.
 
     OpenSlide takes positions in level-0 pixels and interpolates where these fall between pixels of the level, so
     what it gives depends on the corner asked for, unless the downsample is a whole number.
+
+    Args:
+        slide: The slide.
+        level: The level.
+        lattice: Corner and side in pixels of the level of the squares that will be read; blocks that follow it are
+            read without a pixel too many. Storage tiles lie where they lie.
     """
     info = slide.info
     size_wh, (tile_w, tile_h) = (
@@ -74,8 +103,12 @@ def cell_grid(slide: Slide, level: int) -> CellGrid | None:
     downsample = info.level_downsamples[level]
     if info.backend == "openslide" and abs(downsample - round(downsample)) > _WHOLE:
         return None
-    block = _block(tile_w), _block(tile_h)
-    return CellGrid(level, size_wh, block, tiled=False)
+    if lattice is None or lattice[1] > 2 * BLOCK_PX:
+        block = _block(tile_w), _block(tile_h)
+        return CellGrid(level, size_wh, block, tiled=False)
+    (x, y), side = lattice
+    side *= max(1, round(BLOCK_PX / side))
+    return CellGrid(level, size_wh, (side, side), False, (x % side, y % side))
 
 
 def _block(tile: int) -> int:
@@ -129,14 +162,7 @@ class Cells:
         width, height = grid.size_wh
         if x < 0 or y < 0 or x + w > width or y + h > height:
             out[:] = self._slide.info.background_rgb
-        first_c, last_c, first_r, last_r = grid.spans(np.array([region_xywh]))[
-            0
-        ].tolist()
-        keys = [
-            (grid.level, c, r)
-            for r in range(first_r, last_r + 1)
-            for c in range(first_c, last_c + 1)
-        ]
+        keys = grid.keys(region_xywh)
         try:
             for key in keys:
                 _paste(out, (x, y), self._get(grid, key), grid, key)
@@ -144,42 +170,79 @@ class Cells:
             self._release(keys)
         return out
 
-    def _get(self, grid: CellGrid, key: CellKey) -> NDArray[np.uint8]:
+    def claim(
+        self, grid: CellGrid, region_xywh: tuple[int, int, int, int]
+    ) -> list[CellKey]:
+        """Cells under a region that nobody has or decodes; who claims them is to `fill` them."""
+        with self._lock:
+            keys = [key for key in grid.keys(region_xywh) if key not in self._cells]
+            for key in keys:
+                self._cells[key] = Future()
+        return keys
+
+    def fill(self, grid: CellGrid, key: CellKey) -> None:
+        """Decode a claimed cell, unless a reader in need of it was faster; faults are told to readers."""
         with self._lock:
             cell = self._cells.get(key)
-            mine = cell is None
-            if cell is None:
-                cell = self._cells[key] = Future()
-                self.decoded += 1
-            self._cells.move_to_end(key)
-        if mine:
-            try:
-                pixels = self._decode(grid, key)
-            except BaseException as error:
-                cell.set_exception(error)
-                raise
-            cell.set_result(pixels)
-            self._make_room(pixels.nbytes)
-        return cell.result()
+            mine = cell is not None and self._start(cell)
+        if cell is not None and mine:
+            self._finish(grid, key, cell)
 
-    def _decode(self, grid: CellGrid, key: CellKey) -> NDArray[np.uint8]:
-        level, column, row = key
-        if grid.tiled and isinstance(self._slide, TileSource):
-            return self._slide.tile(level, column, row)
-        (cell_w, cell_h), (width, height) = grid.cell_wh, grid.size_wh
-        x, y = column * cell_w, row * cell_h
-        size = min(cell_w, width - x), min(cell_h, height - y)
-        return self._slide.read_level(level, (x, y), size)
+    def _start(self, cell: Future[NDArray[np.uint8]]) -> bool:
+        """Whether the caller, who holds the lock, is the one to decode a cell."""
+        if cell.running() or cell.done():
+            return False
+        self.decoded += 1
+        return cell.set_running_or_notify_cancel()
 
-    def _make_room(self, added: int) -> None:
-        """Count new bytes; beyond the bound the cells not used for longest go."""
+    def _finish(
+        self, grid: CellGrid, key: CellKey, cell: Future[NDArray[np.uint8]]
+    ) -> None:
+        try:
+            pixels = self._decode(grid, key)
+            self._keep(key, cell, pixels)
+        except RegionError as error:
+            cell.set_exception(error)
+        finally:
+            if not cell.done():
+                # Something unforeseen: other readers are to see for themselves.
+                with self._lock:
+                    self._cells.pop(key, None)
+                cell.set_exception(CancelledError())
+
+    def _keep(
+        self, key: CellKey, cell: Future[NDArray[np.uint8]], pixels: NDArray[np.uint8]
+    ) -> None:
+        """Hand a cell to its readers; beyond the bound of memory the cells not used for longest go."""
         with self._lock:
-            self._bytes += added
-            for key in list(self._cells):
+            cell.set_result(pixels)
+            if self._cells.get(key) is cell:
+                self._bytes += pixels.nbytes
+            for old in list(self._cells):
                 if self._bytes <= self._max_bytes:
                     break
-                if self._cells[key].done():
-                    self._drop(key)
+                if self._cells[old].done():
+                    self._drop(old)
+
+    def _get(self, grid: CellGrid, key: CellKey) -> NDArray[np.uint8]:
+        while True:
+            with self._lock:
+                cell = self._cells.setdefault(key, Future())
+                self._cells.move_to_end(key)
+                mine = self._start(cell)
+            if mine:
+                self._finish(grid, key, cell)
+            try:
+                return cell.result()
+            except CancelledError:
+                continue
+
+    def _decode(self, grid: CellGrid, key: CellKey) -> NDArray[np.uint8]:
+        if grid.tiled and isinstance(self._slide, TileSource):
+            return self._slide.tile(*key)
+        left, top, right, bottom = grid.box(key)
+        size = right - left, bottom - top
+        return self._slide.read_level(grid.level, (left, top), size)
 
     def _release(self, keys: list[CellKey]) -> None:
         with self._lock:
@@ -205,11 +268,10 @@ def _paste(
     key: CellKey,
 ) -> None:
     """Copy what a cell and a region share; a tile's padding beyond the level stays out."""
-    (x, y), (cell_w, cell_h), (width, height) = corner_xy, grid.cell_wh, grid.size_wh
-    left, top = key[1] * cell_w, key[2] * cell_h
+    x, y = corner_xy
+    left, top, right, bottom = grid.box(key)
     x1, y1 = max(x, left), max(y, top)
-    x2 = min(x + out.shape[1], left + cell_w, width)
-    y2 = min(y + out.shape[0], top + cell_h, height)
+    x2, y2 = min(x + out.shape[1], right), min(y + out.shape[0], bottom)
     if x1 < x2 and y1 < y2:
         part = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
         out[y1 - y : y2 - y, x1 - x : x2 - x] = part

@@ -110,6 +110,13 @@ def _add_mpp_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_backend_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=("auto", "direct", "openslide"), default="auto",
+        help="who decodes tiles: this program where it gives the same pixels (auto), or one of both",
+    )  # fmt: skip
+
+
 def _add_demo(commands: Commands) -> None:
     parser = commands.add_parser(
         "demo", help="make the demo slide, classify it with the demo model and show why"
@@ -130,6 +137,7 @@ def _add_view(commands: Commands) -> None:
     parser.add_argument("slide", type=Path, metavar="SLIDE")
     _add_model_option(parser)
     _add_mpp_option(parser)
+    _add_backend_option(parser)
     parser.add_argument(
         "--result", type=Path, metavar="DIR", help="result folder to show"
     )
@@ -142,6 +150,7 @@ def _add_info(commands: Commands) -> None:
     )
     parser.add_argument("slide", type=Path, metavar="SLIDE")
     _add_mpp_option(parser)
+    _add_backend_option(parser)
     parser.add_argument("--json", action="store_true", help="plain JSON")
     parser.set_defaults(run=run_info)
 
@@ -174,6 +183,7 @@ def _add_mask(commands: Commands) -> None:
     parser.add_argument("slide", type=Path, metavar="SLIDE")
     _add_model_option(parser)
     _add_mpp_option(parser)
+    _add_backend_option(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="MASK.geojson"
     )
@@ -189,6 +199,7 @@ def _add_classify(commands: Commands) -> None:
     parser.add_argument("slides", nargs="+", metavar="SLIDE", help=slides)
     _add_model_option(parser)
     _add_mpp_option(parser)
+    _add_backend_option(parser)
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="DIR")
     mask = "mask or annotation file, or a folder of them by slide name"
@@ -199,6 +210,8 @@ def _add_classify(commands: Commands) -> None:
     add("--threshold", type=float, metavar="T", help=threshold)
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", default="auto", metavar="P", help="auto, fp32, bf16 or fp16")
+    compiled = "compile the encoder first: a wait of minutes that pays on many patches"
+    add("--compile", action="store_true", help=compiled)
     workers = "slides at once on this machine"
     add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--cluster", metavar="ADDRESS", help="Dask scheduler tcp://…, or local:N")
@@ -240,7 +253,7 @@ def run_info(args: argparse.Namespace) -> int:
     from napari_msamil.slide import open_slide
     from napari_msamil.slide.describe import describe_json, describe_text
 
-    with open_slide(args.slide, mpp=args.mpp) as slide:
+    with open_slide(args.slide, mpp=args.mpp, backend=args.backend) as slide:
         if args.json:
             answer(json.dumps(describe_json(slide.info), indent=2, ensure_ascii=False))
         else:
@@ -270,7 +283,7 @@ def run_mask(args: argparse.Namespace) -> int:
     from napari_msamil.slide import open_slide
 
     runtime = choose_runtime(args.device)
-    with open_slide(args.slide, mpp=args.mpp) as slide:
+    with open_slide(args.slide, mpp=args.mpp, backend=args.backend) as slide:
         mask, warnings = find_mask(
             slide, load_checkpoint(args.model, device=runtime.device), runtime
         )
@@ -292,7 +305,8 @@ def run_classify(args: argparse.Namespace) -> int:
     options = BatchOptions(
         model=args.model, output=args.output, mask=args.mask, patches=args.patches, mpp=args.mpp, threshold=args.threshold,
         device=args.device, precision=args.precision, workers=args.workers, cluster=args.cluster,
-        use_cache=not args.no_cache, report=args.report, command=args.command_line,
+        use_cache=not args.no_cache, report=args.report, backend=args.backend, compiled=args.compile,
+        command=args.command_line,
     )  # fmt: skip
     summary = finish_batch(classify_many(args.slides, options))
     return OK if not summary.failed else FAILED
@@ -328,7 +342,9 @@ def run_view(args: argparse.Namespace) -> int:
         raise ConfigError(
             "There is no display to open a window on. Use: msamil classify"
         )
-    return launch(slide=args.slide, model=args.model, result=args.result, mpp=args.mpp)
+    return launch(
+        slide=args.slide, model=args.model, result=args.result, mpp=args.mpp, backend=args.backend
+    )  # fmt: skip
 
 
 def has_display() -> bool:

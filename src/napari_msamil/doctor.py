@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from napari_msamil import __version__
 from napari_msamil.cache import cache_dir
 from napari_msamil.errors import MsamilError
+from napari_msamil.hub import HUB_FILE, hub_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "napari", "npe2", "numpy", "torch", "torchvision", "timm", "segmentation-models-pytorch", "openslide-python",
-    "openslide-bin", "pillow", "tifffile", "imagecodecs", "zarr", "pyvips", "dask", "distributed",
+    "openslide-bin", "pillow", "tifffile", "imagecodecs", "zarr", "pyvips", "dask", "distributed", "numba",
 )  # fmt: skip
-_OPTIONAL = {"napari", "npe2", "distributed"}
+_OPTIONAL = {"napari", "npe2", "distributed", "numba"}
 _BENCHMARK_S = 3.0
+_OPENGL_S = 60
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def examine(slide: Path | None = None) -> DoctorReport:
     """Examine the installation.
 
     Args:
-        slide: A slide for the reader benchmark; None paints none and leaves the benchmark out.
+        slide: A slide for the reader benchmark; None leaves it out.
     """
     checks: list[Callable[[], Iterator[str]]] = [
         _platform,
@@ -53,6 +56,7 @@ def examine(slide: Path | None = None) -> DoctorReport:
         _device,
         _window,
         _cache,
+        _models,
         _model,
     ]
     lines = [line for check in checks for line in _guarded(check)]
@@ -111,7 +115,19 @@ def _window() -> Iterator[str]:
         version("napari")
     except PackageNotFoundError:
         return
-    yield "display found; napari ▸ Help ▸ napari info tells the OpenGL version"
+    command = [sys.executable, "-m", "napari_msamil.gui.opengl"]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, timeout=_OPENGL_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield f"! OpenGL gave no answer within {_OPENGL_S} s"
+        return
+    if asked.returncode == 0:
+        yield asked.stdout.strip()
+    else:
+        reason = asked.stderr.strip().splitlines() or ["the driver crashed"]
+        yield f"! napari cannot draw here ({reason[-1]}). Update the graphics driver, or use msamil classify"
 
 
 def _cache() -> Iterator[str]:
@@ -122,6 +138,13 @@ def _cache() -> Iterator[str]:
     probe.unlink()
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     yield f"cache {folder}, {size / 2**20:.1f} MiB, writable"
+
+
+def _models() -> Iterator[str]:
+    """Models fetched from the hub."""
+    files = list(hub_folder().glob(f"models--*/snapshots/*/{HUB_FILE}"))
+    size = sum(file.stat().st_size for file in files)
+    yield f"models {hub_folder()}, {len(files)} fetched, {size / 2**20:.1f} MiB"
 
 
 def _model() -> Iterator[str]:
@@ -136,32 +159,40 @@ def _model() -> Iterator[str]:
 
 
 def _benchmark(path: Path) -> Iterator[str]:
-    """Patches per second of this slide, reading and encoding each on their own."""
+    """Patches per second of this slide: reading in all threads and encoding, each alone, and where the time goes."""
     from napari_msamil.checkpoint import load_checkpoint
     from napari_msamil.config import Strategy
     from napari_msamil.device import choose_runtime
     from napari_msamil.encoding import PatchEncoder
-    from napari_msamil.patch_reader import read_patches
+    from napari_msamil.patch_reader import PatchReader
     from napari_msamil.patches import make_grid
+    from napari_msamil.resample import fast_resize
     from napari_msamil.slide import open_slide
     from napari_msamil.tissue import find_tissue
 
     loaded = load_checkpoint("demo")
     encoder = PatchEncoder(loaded, choose_runtime())
+    resampler = "Pillow" if fast_resize() is None else "numba, with Pillow's bits"
     with open_slide(path) as slide:
-        yield f"{path.name}: backend {slide.info.backend}, {slide.info.level_count} levels"
+        yield f"{path.name}: backend {slide.info.backend}, {slide.info.level_count} levels, resampled by {resampler}"
         tissue = find_tissue(slide, loaded.config.tissue)
         spec = loaded.config.patches.model_copy(update={"strategy": Strategy.TISSUE})
-        grid = make_grid(slide.info, spec, tissue, tissue=tissue)
+        reader = PatchReader(slide, make_grid(slide.info, spec, tissue, tissue=tissue))
         start, count, batch = time.perf_counter(), 0, None
-        for batch in read_patches(slide, grid):
+        for batch in reader:
             count += len(batch.index)
             if time.perf_counter() - start > _BENCHMARK_S:
                 break
-        yield f"reading {count / (time.perf_counter() - start):.0f} patches/s"
-    if batch is not None:
-        encoder(batch.pixels)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < _BENCHMARK_S:
-            count += len(encoder(batch.pixels))
-        yield f"encoding {count / (time.perf_counter() - start):.0f} patches/s"
+        seconds = time.perf_counter() - start
+    if batch is None:
+        yield "no patch of this slide lies on tissue: nothing to measure"
+        return
+    yield f"reading {count / seconds:.0f} patches/s in {reader.threads} threads"
+    yield f"  read and decode {1e3 * reader.read_s / count:.1f} ms per patch, one thread"
+    yield f"  prepare {1e3 * reader.prepare_s / count:.1f} ms per patch, one thread"
+    encoder(batch.pixels)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < _BENCHMARK_S:
+        count += len(encoder(batch.pixels))
+    seconds = time.perf_counter() - start
+    yield f"encoding {count / seconds:.0f} patches/s, {1e3 * seconds / count:.1f} ms per patch"

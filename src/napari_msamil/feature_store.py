@@ -60,6 +60,11 @@ def store_key(info: SlideInfo, grid: PatchGrid, encoder_id: str) -> str:
         "read_level": spec.read_level,
         "encoder": encoder_id,
     }
+    whole = all(factor == round(factor) for factor in info.level_downsamples)
+    if info.backend == "openslide" and not whole:
+        facts["interpolated"] = (
+            True  # see `Slide.read_level`: other pixels than those stored
+        )
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from napari_msamil.cache import cache_dir
 from napari_msamil.errors import CheckpointError
 
 HUB_FILE = "model.safetensors"
@@ -20,13 +20,8 @@ _OFFLINE = (
 
 
 def hub_folder() -> Path:
-    """Where downloaded models are kept: `$MSAMIL_CACHE/hub`, or the platform's cache folder."""
-    import platformdirs
-
-    root = os.environ.get("MSAMIL_CACHE") or platformdirs.user_cache_dir(
-        "napari-msamil", appauthor=False
-    )
-    return Path(root).expanduser() / "hub"
+    """Where downloaded models are kept."""
+    return cache_dir() / "hub"
 
 
 def fetch_from_hub(reference: str) -> Path:

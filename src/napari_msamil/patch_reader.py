@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from napari_msamil.cells import Cells, cell_grid
 from napari_msamil.config import ReadLevel, Resampler
 from napari_msamil.errors import RegionError
+from napari_msamil.resample import fast_resize, pillow_resize
 from napari_msamil.slide.levels import (
     MAX_UPSAMPLING,
     level_box,
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_msamil.cells import CellGrid, CellKey
     from napari_msamil.patches import PatchGrid
+    from napari_msamil.resample import Resize
     from napari_msamil.slide.base import Slide, SlideInfo
 
 _FILTERS = {
@@ -35,6 +39,10 @@ _FILTERS = {
     Resampler.BILINEAR: Image.Resampling.BILINEAR,
     Resampler.LANCZOS: Image.Resampling.LANCZOS,
 }
+LEAD = 8
+"""Patches by which decoding runs ahead of cutting, so that no thread waits for a cell that another one decodes …"""
+LEAD_BYTES = 48 << 20
+"""… and how many bytes of regions that may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +84,17 @@ class PatchSource:
         return level_box((x, y, self.size_px0, self.size_px0), self.downsample)
 
     def resample(
-        self, region: NDArray[np.uint8], box: tuple[float, float, float, float]
+        self,
+        region: NDArray[np.uint8],
+        box: tuple[float, float, float, float],
+        resize: Resize = pillow_resize,
     ) -> NDArray[np.uint8]:
         """Make the patch, uint8 (size_px, size_px, 3), of the level region that covers it."""
         size = (self.size_px, self.size_px)
         whole = (0.0, 0.0, float(self.size_px), float(self.size_px))
         if region.shape[:2] == size and box == whole:
             return region
-        return np.asarray(Image.fromarray(region).resize(size, self.filter, box))
+        return resize(region, self.size_px, self.filter, box)
 
 
 def patch_source(info: SlideInfo, grid: PatchGrid, scale: int) -> PatchSource:
@@ -155,7 +166,8 @@ class PatchReader:
 
     Attributes:
         cells: The decoded cells.
-        busy_s: Seconds that reading threads worked, all together.
+        read_s: Seconds that threads read and decoded, all together.
+        prepare_s: Seconds that threads cut and resampled, all together.
         threads: How many there are.
     """
 
@@ -170,7 +182,8 @@ class PatchReader:
         on_fault: Callable[[int, RegionError], None] | None = None,
     ) -> None:
         self.cells = Cells(slide)
-        self.busy_s = 0.0
+        self.read_s = 0.0
+        self.prepare_s = 0.0
         self.threads = threads or min(8, os.cpu_count() or 1)
         self._slide = slide
         self._grid = grid
@@ -180,25 +193,29 @@ class PatchReader:
         self._sources = [
             patch_source(slide.info, grid, k) for k in range(len(grid.spec.scales))
         ]
-        levels = {source.level for source in self._sources}
-        self._cell_grids = {level: cell_grid(slide, level) for level in levels}
+        self._cell_grids: dict[int, CellGrid | None] = {}
+        self._lead = LEAD
+        self._resize = fast_resize() or pillow_resize
+        self._clock = threading.Lock()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that reading threads worked, all together."""
+        return self.read_s + self.prepare_s
 
     def __iter__(self) -> Generator[PatchBatch]:
         """Batches of patches of one size in pixels; closing the iterator stops the threads."""
         self._plan()
         ahead = 2 * (self._batch_size + self.threads)
-        waiting: deque[tuple[int, Future[tuple[NDArray[np.uint8], float]]]] = deque()
         ready: dict[int, list[tuple[int, NDArray[np.uint8]]]] = {}
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="msamil-read")
-        todo = iter(self._order.tolist())
         try:
-            for index in itertools.islice(todo, ahead):
-                waiting.append((index, pool.submit(self._read, index)))
+            jobs = self._jobs(pool)
+            waiting = deque(islice(jobs, ahead))
             while waiting:
                 done, job = waiting.popleft()
                 pixels = self._result(done, job)
-                for index in itertools.islice(todo, 1):
-                    waiting.append((index, pool.submit(self._read, index)))
+                waiting.extend(islice(jobs, 1))
                 if pixels is None:
                     continue
                 same = ready.setdefault(len(pixels), [])
@@ -211,42 +228,99 @@ class PatchReader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _plan(self) -> None:
+        """Cut the levels into cells, and announce every region that will be read from them."""
         regions: dict[int, list[tuple[int, int, int, int]]] = {}
         for index in self._order.tolist():
-            source = self._sources[int(self._grid.scale[index])]
-            region, _ = source.region(self._grid.coords_xy0[index])
-            regions.setdefault(source.level, []).append(region)
+            regions.setdefault(self._source(index).level, []).append(
+                self._region(index)
+            )
         for level, found in regions.items():
-            cells = self._cell_grids[level]
+            array = np.array(found, np.int64)
+            largest = 3 * int(array[:, 2:].prod(axis=1).max())
+            self._lead = max(1, min(self._lead, LEAD_BYTES // largest))
+            cells = self._cut(level, array)
+            self._cell_grids[level] = cells
             if cells is not None:
-                self.cells.plan(cells, np.array(found, np.int64))
+                self.cells.plan(cells, array)
 
-    def _read(self, index: int) -> tuple[NDArray[np.uint8], float]:
-        """One patch, and the seconds this thread worked on it."""
+    def _cut(self, level: int, regions: NDArray[np.int64]) -> CellGrid | None:
+        """Cells of a level: its tiles, or blocks that follow the patches; None where patches share no pixels."""
+        sides = regions[:, 2]
+        smallest = int(sides.min())
+        squares = (regions[:, 2] == regions[:, 3]).all()
+        if not squares or (sides % smallest).any():  # they lie between pixels
+            scales = sum(source.level == level for source in self._sources)
+            shared = scales > 1 or self._grid.spec.stride < 1
+            cells = cell_grid(self._slide, level)
+            return cells if cells is None or cells.tiled or shared else None
+        x, y = regions[sides == sides.max()][:, :2].min(axis=0).tolist()
+        return cell_grid(self._slide, level, ((x, y), smallest))
+
+    def _jobs(
+        self, pool: ThreadPoolExecutor
+    ) -> Generator[tuple[int, Future[NDArray[np.uint8]]]]:
+        """Patches at work; the cells of each are under way before those of `LEAD` patches earlier are cut."""
+        coming: deque[int] = deque()
+        for index in self._order.tolist():
+            self._fetch(pool, index)
+            coming.append(index)
+            if len(coming) > self._lead:
+                first = coming.popleft()
+                yield first, pool.submit(self._read, first)
+        for first in coming:
+            yield first, pool.submit(self._read, first)
+
+    def _fetch(self, pool: ThreadPoolExecutor, index: int) -> None:
+        """Have the cells under a patch decoded that nobody else decodes."""
+        cells = self._cell_grids[self._source(index).level]
+        if cells is not None:
+            keys = self.cells.claim(cells, self._region(index))
+            if keys:
+                pool.submit(self._decode, cells, keys)
+
+    def _decode(self, cells: CellGrid, keys: list[CellKey]) -> None:
         start = time.thread_time()
-        source = self._sources[int(self._grid.scale[index])]
+        for key in keys:
+            self.cells.fill(cells, key)
+        with self._clock:
+            self.read_s += time.thread_time() - start
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        """One patch."""
+        start = time.thread_time()
+        source = self._source(index)
         region, inner = source.region(self._grid.coords_xy0[index])
         cells = self._cell_grids[source.level]
         if cells is None:
             pixels = self._slide.read_level(source.level, region[:2], region[2:])
         else:
             pixels = self.cells.region(cells, region)
-        patch = source.resample(pixels, inner)
-        return patch, time.thread_time() - start
+        read = time.thread_time()
+        patch = source.resample(pixels, inner, self._resize)
+        with self._clock:
+            if cells is None:
+                self.read_s += read - start
+                start = read
+            self.prepare_s += time.thread_time() - start
+        return patch
+
+    def _source(self, index: int) -> PatchSource:
+        return self._sources[int(self._grid.scale[index])]
+
+    def _region(self, index: int) -> tuple[int, int, int, int]:
+        return self._source(index).region(self._grid.coords_xy0[index])[0]
 
     def _result(
-        self, index: int, job: Future[tuple[NDArray[np.uint8], float]]
+        self, index: int, job: Future[NDArray[np.uint8]]
     ) -> NDArray[np.uint8] | None:
         """The patch, or None where it cannot be read and somebody wants to hear of it."""
         try:
-            pixels, seconds = job.result()
+            return job.result()
         except RegionError as error:
             if self._on_fault is None:
                 raise
             self._on_fault(index, error)
             return None
-        self.busy_s += seconds
-        return pixels
 
 
 def _batch(patches: list[tuple[int, NDArray[np.uint8]]]) -> PatchBatch:

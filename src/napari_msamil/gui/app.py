@@ -22,6 +22,7 @@ def open_workbench(
     result: Path | str | None = None,
     *,
     mpp: float | None = None,
+    backend: str = "auto",
     classify: bool = False,
     show: bool = True,
 ) -> tuple[Viewer, WorkbenchWidget]:
@@ -32,6 +33,7 @@ def open_workbench(
         model: Model reference; None keeps the default.
         result: Result folder to show on the slide.
         mpp: µm per pixel, where the slide has none or a wrong one.
+        backend: Who decodes tiles, as in `open_slide`.
         classify: Whether to classify at once.
         show: Whether the window is shown.
 
@@ -45,7 +47,7 @@ def open_workbench(
     if model is not None:
         bench.session.set_model(model)
     if slide is not None:
-        show_slide(viewer, Path(slide), mpp)
+        show_slide(viewer, Path(slide), mpp, backend=backend)
     if result is not None:
         show_result(bench.session, Path(result))
     if classify:
@@ -58,6 +60,8 @@ def show_slide(
     path: Path,
     mpp: float | None = None,
     result: Path | None = None,
+    *,
+    backend: str = "auto",
 ) -> None:
     """Open a slide in a viewer, in place of the one it shows, with a stored answer if one is given.
 
@@ -66,6 +70,7 @@ def show_slide(
         path: The slide.
         mpp: µm per pixel, where the slide has none or a wrong one.
         result: Its result folder.
+        backend: Who decodes tiles, as in `open_slide`.
 
     Raises:
         MsamilError: The slide or the result cannot be opened.
@@ -78,7 +83,7 @@ def show_slide(
     from napari_msamil.slide import open_slide
 
     session = session_of(viewer)
-    slide = open_slide(path, mpp=mpp)
+    slide = open_slide(path, mpp=mpp, backend=backend)
     drop_layers(viewer, "slide")
     layer = viewer.add_layer(Layer.create(*slide_layer(slide)))
     session.set_slide(layer.metadata[KEY]["slide"], layer)
@@ -108,6 +113,7 @@ def launch(
     result: Path | str | None = None,
     *,
     mpp: float | None = None,
+    backend: str = "auto",
     classify: bool = False,
 ) -> int:
     """Open napari with the workbench and run until it is closed.
@@ -117,6 +123,7 @@ def launch(
         model: Model reference.
         result: Result folder.
         mpp: µm per pixel.
+        backend: Who decodes tiles.
         classify: Whether to classify at once.
 
     Returns:
@@ -124,6 +131,6 @@ def launch(
     """
     import napari
 
-    open_workbench(slide, model, result, mpp=mpp, classify=classify)
+    open_workbench(slide, model, result, mpp=mpp, backend=backend, classify=classify)
     napari.run()
     return 0

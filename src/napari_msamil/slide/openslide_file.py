@@ -205,14 +205,17 @@ def describe_handle(
     )
 
 
+def _opaque(image: Image.Image) -> bool:
+    """Whether no pixel of an RGBA image is transparent: alpha is the highest byte of little-endian words."""
+    words = np.asarray(image).reshape(-1).view("<u4")
+    return words.size == 0 or int(words.min()) >= 0xFF << 24
+
+
 def over_background(
     image: Image.Image, background_rgb: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
     """RGB pixels of an image with transparency, laid over the background colour; uint8 (H, W, 3)."""
-    if image.mode != "RGBA":
-        return np.asarray(image.convert("RGB")).copy()
-    low, _ = image.getchannel("A").getextrema()
-    if low == 255:
+    if image.mode != "RGBA" or _opaque(image):
         return np.asarray(image.convert("RGB")).copy()
     base = Image.new("RGBA", image.size, (*background_rgb, 255))
     base.alpha_composite(image)
