@@ -239,7 +239,7 @@ class FamiliaritySpec(Spec):
         patients: Patients whose validation slides they were learnt from.
     """
 
-    distance: float = Field(gt=0)
+    distance: float = Field(ge=0)
     patches: int = Field(ge=0)
     rate: float = Field(gt=0, lt=1)
     patients: int = Field(gt=0)
