@@ -71,7 +71,7 @@ def flagged(pixels: NDArray[np.uint8], mpp: float) -> float:
 
 
 def lesion(count: int) -> None:
-    """Ink found, and IoU of the demo model's lesion: without ink, with ink left in, with ink painted over."""
+    """Ink found, and IoU of the demo model's lesion beside the ink: without it, with it left in, with it painted over."""
     loaded = load_checkpoint("demo")
     network, spec = loaded.model.segmenter, loaded.config.segmenter
     assert network is not None
@@ -92,19 +92,27 @@ def lesion(count: int) -> None:
         for painted, rules in ((clean, SPEC), (inked, RAW), (inked, SPEC)):
             slide = ArraySlide(painted.pixels, mpp=painted.mpp)
             mask = find_lesion(slide, network, spec, tissue=rules).mask
-            truth = Image.fromarray(np.asarray(clean.mask).astype(np.uint8) * 255)
-            wanted = (
-                np.asarray(truth.resize(mask.shape[::-1], Image.Resampling.NEAREST))
+            shape = mask.shape[::-1]
+            wanted, under = (
+                np.asarray(
+                    Image.fromarray(np.asarray(plane).astype(np.uint8) * 255).resize(
+                        shape, Image.Resampling.NEAREST
+                    )
+                )
                 > 127
+                for plane in (clean.mask, ink)
             )
-            row.append(float((mask & wanted).sum() / (mask | wanted).sum()))
+            both = (mask & wanted & ~under).sum()
+            row.append(float(both / ((mask | wanted) & ~under).sum()))
         rows.append(row)
         print(f"seed {seed}: " + " ".join(f"{value:.3f}" for value in row), flush=True)
     table = np.asarray(rows)
     print(f"ink found: mean {table[:, 0].mean():.3f}, least {table[:, 0].min():.3f}")
     words = ("no ink", "ink left in", "ink painted over")
     for word, column in zip(words, table[:, 1:].T, strict=True):
-        print(f"lesion IoU, {word}: mean {column.mean():.3f}, least {column.min():.3f}")
+        print(
+            f"lesion IoU beside the ink, {word}: mean {column.mean():.3f}, least {column.min():.3f}"
+        )
 
 
 if __name__ == "__main__":
