@@ -19,6 +19,7 @@ importlib.import_module("torchvision.ops")
 from napari.components import ViewerModel  # noqa: E402
 from napari.layers import Layer  # noqa: E402
 
+from napari_msamil.gui import smooth  # noqa: E402
 from napari_msamil.gui.layers import slide_layer  # noqa: E402
 from napari_msamil.gui.session import Session, session_of  # noqa: E402
 from napari_msamil.slide import open_slide  # noqa: E402
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from napari_msamil.gui.workbench import WorkbenchWidget
     from napari_msamil.result import SlideResult
     from napari_msamil.slide import Slide
+
+
+@pytest.fixture(autouse=True)
+def no_offer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smooth panning is offered only in the test of the offer: its notification would cover other tests' windows."""
+    if "plugin_settings" not in request.fixturenames:
+        monkeypatch.setattr(smooth, "_stored", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def test_settings_have_the_keys_the_workbench_reads(manifest):
         for group in manifest.contributions.configurations.values()
         for key in group.properties
     }
-    assert keys == set(Settings.__dataclass_fields__)
+    assert keys == set(Settings.__dataclass_fields__) | {"offer_smooth"}
 
 
 def test_opening_the_dock_imports_no_torch():

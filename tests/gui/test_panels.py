@@ -54,6 +54,24 @@ def test_a_pixel_size_given_by_the_user_moves_the_layer_and_is_named(
     np.testing.assert_allclose(session.layer.scale, (0.25, 0.25))
 
 
+def test_a_slide_without_pixel_size_asks_for_it_and_proposes_no_number(
+    add, viewer, session, tmp_path
+):
+    from PIL import Image
+
+    picture = tmp_path / "no size.png"
+    Image.new("RGB", (300, 200), "white").save(picture)
+    panel = add(SlidePanel(session, viewer))
+    panel.open_path(picture)
+    assert session.slide.info.mpp is None
+    assert SLIDE.mpp_unknown in panel._warnings.text()
+    assert panel._mpp.text() == SLIDE.mpp_none
+    assert not panel._set_mpp.isEnabled()
+    panel._mpp.setValue(0.46)
+    panel._set_mpp.click()
+    assert (session.slide.info.mpp, session.slide.info.mpp_source) == (0.46, "user")
+
+
 def test_a_file_that_is_no_slide_is_told_in_a_sentence(add, viewer, session, tmp_path):
     panel, heard = add(SlidePanel(session, viewer)), []
     session.failed.connect(heard.append)

@@ -62,6 +62,38 @@ def test_layer_is_refreshed_when_its_overview_is_complete(qtbot, tmp_path, rng) 
     overview.close()
 
 
+def test_smooth_panning_is_offered_once_and_never_turned_on_unasked(
+    plugin_settings, npe2pm, painted_svs
+) -> None:
+    from napari.settings import get_settings
+    from napari.utils.notifications import notification_manager
+    from npe2 import PluginManifest
+
+    from napari_msamil.gui.reader import read_slides
+    from napari_msamil.gui.strings import SLIDE
+
+    npe2pm.register(PluginManifest.from_distribution("napari-msamil"))
+    setting = get_settings().experimental
+    before = len(notification_manager.records)
+    for opened in range(2):
+        ((_, meta, _),) = read_slides(str(painted_svs))
+        meta["metadata"]["msamil"]["slide"].close()
+        offers = [
+            record
+            for record in list(notification_manager.records)[before:]
+            if record.message == SLIDE.smooth_offer
+        ]
+        assert len(offers) == 1, opened
+    assert not setting.async_
+    ((text, accept),) = offers[0].actions
+    assert text == SLIDE.smooth_accept
+    try:
+        accept(None)
+        assert setting.async_
+    finally:
+        setting.async_ = False
+
+
 def test_overview_of_the_array_slide_is_whole(tmp_path, rng) -> None:
     from napari_msamil.slide.virtual import VirtualPyramid
 

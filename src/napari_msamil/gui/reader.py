@@ -44,9 +44,12 @@ def read_slides(path: PathOrPaths) -> list[LayerTuple]:
         MsamilError: A file is not a slide.
     """
     from napari_msamil.gui.layers import slide_layer
+    from napari_msamil.gui.smooth import offer_smooth
     from napari_msamil.slide import open_slide
 
-    return [slide_layer(open_slide(p)) for p in _as_paths(path)]
+    layers = [slide_layer(open_slide(p)) for p in _as_paths(path)]
+    offer_smooth()
+    return layers
 
 
 def _as_paths(path: PathOrPaths) -> list[Path]:

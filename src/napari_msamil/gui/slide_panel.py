@@ -13,6 +13,7 @@ from napari_msamil.gui.canvas import fit_slide
 from napari_msamil.gui.layers import KEY, placement
 from napari_msamil.gui.section import Panel, State, note, row
 from napari_msamil.gui.slide_care import look_after
+from napari_msamil.gui.smooth import is_smooth, offer_smooth, set_smooth
 from napari_msamil.gui.strings import SLIDE, TITLE
 from napari_msamil.gui.work import sample_steps
 from napari_msamil.gui.worker import Runner
@@ -53,20 +54,22 @@ class SlidePanel(Panel):
         self._facts = note(SLIDE.hint)
         self._mpp = QDoubleSpinBox()
         self._mpp.setDecimals(4)
-        self._mpp.setRange(0.01, 100.0)
+        self._mpp.setRange(0.0, 100.0)
+        self._mpp.setSpecialValueText(SLIDE.mpp_none)  # no number that one click takes
         self._mpp.setSingleStep(0.01)
-        self._mpp.setValue(0.25)
         self._mpp.setSuffix(" µm/px")
         self._mpp.setToolTip(SLIDE.mpp_tip)
         self._mpp.setAccessibleName(SLIDE.mpp_label)
         self._set_mpp = button(SLIDE.mpp_set, SLIDE.mpp_tip, self._on_mpp)
+        self._mpp.valueChanged.connect(lambda mpp: self._set_mpp.setEnabled(mpp > 0))
+        self._set_mpp.setEnabled(False)
         self._mpp_label = QLabel(SLIDE.mpp_label)
         self._warnings = note()
         self._warnings.setStyleSheet("color: #d08a1e;")
         self._smooth = QCheckBox(SLIDE.smooth)
         self._smooth.setToolTip(SLIDE.smooth_tip)
-        self._smooth.setChecked(_is_async())
-        self._smooth.toggled.connect(_set_async)
+        self._smooth.setChecked(is_smooth())
+        self._smooth.toggled.connect(set_smooth)
         self.column.addLayout(row(self._combo, self._open, self._sample, stretch=0))
         self.column.addWidget(self._facts)
         self.column.addLayout(row(self._mpp_label, self._mpp, self._set_mpp))
@@ -90,6 +93,8 @@ class SlidePanel(Panel):
         layers = self.slide_layers()
         for layer in layers:
             look_after(layer)
+        if layers:
+            offer_smooth()
         if self.session.layer is not None and self.session.layer not in layers:
             self.session.forget_layer(self.session.layer)
         self._combo.blockSignals(True)
@@ -156,6 +161,7 @@ class SlidePanel(Panel):
 
     def refresh(self) -> None:
         """Show the session's slide."""
+        self._smooth.setChecked(is_smooth())
         slide = self.session.slide
         for widget in (self._mpp, self._set_mpp, self._mpp_label):
             widget.setVisible(slide is not None)
@@ -179,6 +185,7 @@ class SlidePanel(Panel):
         if info.mpp is None:
             warnings.insert(0, SLIDE.mpp_unknown)
             summary, state = f"{info.name} · ? µm/px", State.STALE
+            self._mpp.setValue(0.0)
         else:
             known = SLIDE.mpp_known.format(
                 mpp=info.mpp, source=_SOURCES[str(info.mpp_source)]
@@ -190,15 +197,3 @@ class SlidePanel(Panel):
         self._warnings.setText("\n".join(warnings))
         self._warnings.setVisible(bool(warnings))
         self.sum_up(summary, state)
-
-
-def _is_async() -> bool:
-    from napari.settings import get_settings
-
-    return bool(get_settings().experimental.async_)
-
-
-def _set_async(on: bool) -> None:
-    from napari.settings import get_settings
-
-    get_settings().experimental.async_ = on

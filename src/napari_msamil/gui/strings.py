@@ -55,6 +55,7 @@ class SLIDE:
     mpp_known = "{mpp:.4g} µm/px, from {source}"
     mpp_unknown = "Pixel size unknown. Scanners at 40x are usually near 0.25 µm/px, at 20x near 0.5."
     mpp_label = "Pixel size"
+    mpp_none = "? µm/px"
     mpp_set = "Set"
     mpp_tip = "µm per level-0 pixel. Everything the model sees depends on it; what you set is stored with the result."
     source_tag = "the file's tag"
@@ -63,6 +64,8 @@ class SLIDE:
     source_user = "you"
     smooth = "Smooth panning"
     smooth_tip = "Turns napari's asynchronous slicing on: tiles are read beside the window instead of inside it. This is napari's own setting (Preferences ▸ Experimental) and stays on."
+    smooth_offer = "Slides pan smoothly when napari reads tiles beside the window (asynchronous slicing). This is asked once; “Smooth panning” in the workbench and Preferences ▸ Experimental change it any time."
+    smooth_accept = "Turn on"
     filter = "Slides (*.svs *.ndpi *.vms *.vmu *.scn *.mrxs *.svslide *.bif *.czi *.dcm *.tif *.tiff);;All files (*)"
 
 
