@@ -215,7 +215,8 @@ def _alone_steps(
         ]
         with torch.inference_mode():
             found.append(aggregator(*part).logits.float().numpy())
-    return np.concatenate(found) / np.float32(loaded.config.temperature)
+    logits = np.concatenate(found) / loaded.config.temperature
+    return np.asarray(logits, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
