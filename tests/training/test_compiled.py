@@ -87,7 +87,15 @@ def test_the_compiled_encoder_gives_the_plain_gradients(
 ) -> None:
     found = []
     for compiled in (False, True):
-        task = _plain(table, monkeypatch, memory="two-pass", chunk=4, compile=compiled)
+        # one step: after it AdamW would amplify the rounding of small gradients
+        task = _plain(
+            table,
+            monkeypatch,
+            memory="two-pass",
+            chunk=4,
+            compile=compiled,
+            accumulate=3,
+        )
         if compiled:
             compile_encoder(task.model.encoder, fixed=True)
         train(task, tmp_path / str(compiled))
