@@ -199,26 +199,3 @@ def _spare_one(masked: Tensor, high: Tensor, attention: Tensor) -> Tensor:
 def survivors(masked: Tensor) -> Tensor:
     """Indices of the instances that are kept, ascending: int64 (K,)."""
     return (~masked).nonzero().squeeze(1)
-
-
-def survivors_bounded(masked: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """The kept instances in a tensor of known size, so that the host need not wait for their number.
-
-    Args:
-        masked: bool (N,).
-        bound: A number that is never below the number kept, see `kept_bound`.
-
-    Returns:
-        Indices int64 (bound,), survivors first and ascending, and `valid` bool (bound,).
-    """
-    order = torch.sort(masked.to(torch.uint8), stable=True).indices[:bound]
-    return order, ~masked[order]
-
-
-def kept_bound(n: int, ratios: MaskRatios) -> int:
-    """Largest number of instances that can survive: the sets overlap completely."""
-    largest = max(
-        share_count(n, ratios.random),
-        share_count(n, ratios.low) + high_counts(n, ratios)[1],
-    )
-    return max(n - largest, 1)

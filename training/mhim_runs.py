@@ -186,8 +186,9 @@ class MhimRuns:
         if fold not in self._parts:
             bags = self.work.features(self.work.options.model, patches="tissue")
             cohort = self.work.cohort(fold)
+            scales = self._settings(Variant("abmil"), fold).scales
             train, val, test = (
-                row_bags(cohort, cohort.part(split), bags, self.device)
+                row_bags(cohort, cohort.part(split), bags, self.device, scales)
                 for split in ("train", "val", "test")
             )
             self._parts[fold] = BagParts(train, val, test, cohort.classes)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .bag_dataset import BagBatch, BagDataset
     from .loop import Visit
 
-PACKED = frozenset({"abmil"})
-"""Methods that pool padded bags in one pass and have no losses of their own."""
 _EVAL_INSTANCES = 20_000  # instances per padded validation batch: bounds its memory
 
 
@@ -119,7 +117,7 @@ class MilTask:
         """Forward and backward of all visits of a window, together where the method allows it."""
         if len(visits) == 1 or not self.settings.pack:
             return [self.backward(visit) for visit in visits]
-        if self.packs:
+        if self.aggregator.pads:
             return self._backward_packed(visits)
         return self._backward_grouped(visits)
 
@@ -155,11 +153,6 @@ class MilTask:
             for i in places:
                 losses[i] = float(loss.detach())
         return losses
-
-    @property
-    def packs(self) -> bool:
-        """Whether the bags of a window are pooled together, padded."""
-        return self.spec.name in PACKED
 
     def backward(self, visit: Visit) -> float | None:
         """Forward and backward of one bag."""

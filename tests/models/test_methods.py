@@ -89,7 +89,8 @@ def test_clam_trains_the_strongest_as_positive_and_the_weakest_as_negative() -> 
     )
     chosen, target = torch.tensor([1, 3, 2, 4]), torch.tensor([1, 1, 0, 0])
     expected = F.cross_entropy(scores[chosen], target)
-    torch.testing.assert_close(model._clustering(scores, attention), expected)
+    found = model._clustering(scores[None], attention[None])
+    torch.testing.assert_close(found, expected[None])
 
 
 @pytest.mark.parametrize(
@@ -102,9 +103,9 @@ def test_clam_never_puts_an_instance_in_both_sets(
     model = CLAMSingle(4, 2)
     seen: list[torch.Tensor] = []
     model._loss = lambda scores, target: seen.append(target) or scores.sum()  # type: ignore[method-assign, func-returns-value]
-    model._clustering(torch.randn(n, 2), torch.rand(n))
+    model._clustering(torch.randn(1, n, 2), torch.rand(1, n))
     assert seen[0].sum() == positive
-    assert len(seen[0]) == positive + negative
+    assert seen[0].shape == (1, positive + negative)
 
 
 def test_clam_subtyping_adds_the_other_classes_and_divides_by_their_number() -> None:
@@ -120,6 +121,17 @@ def test_clam_subtyping_adds_the_other_classes_and_divides_by_their_number() -> 
         for c in (0, 2)
     ]
     torch.testing.assert_close(all_["instance"], (one["instance"] + 0.3 * sum(out)) / 3)
+
+
+def test_clam_losses_of_a_batch_are_the_mean_of_its_bags() -> None:
+    model = CLAMMulti(6, 3, CLAMArgs(subtyping=True, instance_loss="svm", k=3)).eval()
+    bags, labels = torch.randn(4, 9, 6), torch.tensor([2, 0, 1, 2])
+    alone = [
+        model(b[None], label=y[None]).losses["instance"]
+        for b, y in zip(bags, labels, strict=True)
+    ]
+    together = model(bags, label=labels).losses["instance"]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
 
 
 def test_smooth_top1_svm_is_zero_margin_log_two_and_large_when_wrong() -> None:

@@ -13,12 +13,10 @@ from training.masking import (
     Fusion,
     MaskRatios,
     high_counts,
-    kept_bound,
     rank_instances,
     select_masked,
     share_count,
     survivors,
-    survivors_bounded,
 )
 
 
@@ -174,16 +172,6 @@ def test_survivors_are_sorted_within_bounds_and_repeatable(
     assert kept.tolist() == sorted(set(kept.tolist()))
     asked = share_count(n, random) + share_count(n, low) + high_counts(n, ratios)[1]
     assert len(kept) >= n - asked
-
-
-@settings(deadline=None, max_examples=30)
-@given(n=st.integers(1, 50), seed=st.integers(0, 1000))
-def test_bounded_survivors_are_the_survivors(n: int, seed: int) -> None:
-    ratios = MaskRatios(high=0.1, low=0.3, random=0.4)
-    attention = torch.rand(1, n, generator=_generator(seed))
-    masked = select_masked(attention, ratios, _generator(seed))
-    index, valid = survivors_bounded(masked, kept_bound(n, ratios))
-    assert torch.equal(index[valid], survivors(masked))
 
 
 def test_selection_does_not_change_its_input_or_need_gradients() -> None:

@@ -17,12 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_msamil.config import Spec
-from napari_msamil.models.base import (
-    Aggregator,
-    activation,
-    masked_softmax,
-    valid_counts,
-)
+from napari_msamil.models.base import Aggregator, activation, masked_softmax
 from napari_msamil.models.outputs import MILOutput
 
 ABMIL_PRESETS: dict[str, dict[str, Any]] = {
@@ -97,6 +92,7 @@ class ABMIL(Aggregator):
     """Attention-based MIL; padded batches run at once, with a masked softmax."""
 
     Args = ABMILArgs
+    pads = True
 
     def __init__(
         self, in_dim: int, n_classes: int, args: ABMILArgs | None = None
@@ -113,28 +109,6 @@ class ABMIL(Aggregator):
         )
         self.classifier = nn.Linear(args.hidden, n_classes)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden)."""
-        projected: Tensor = self.projection(features)
-        return projected
-
-    def aggregate(
-        self,
-        projected: Tensor,
-        coords: Tensor | None = None,
-        scale: Tensor | None = None,
-        valid: Tensor | None = None,
-        *,
-        label: Tensor | None = None,
-    ) -> MILOutput:
-        """Projected (B, N, hidden) → `MILOutput`, padding included; see `Aggregator.forward`."""
-        valid_counts(projected, valid)
-        if valid is not None:
-            projected = projected.masked_fill(~valid[..., None], 0)
-        attention = masked_softmax(self.scores(projected).squeeze(-1), valid)
-        bag = (attention.to(projected.dtype)[:, None] @ projected).squeeze(1)
-        return MILOutput(self.classifier(bag), attention, bag)
-
     def _pool(
         self,
         x: Tensor,
@@ -142,4 +116,13 @@ class ABMIL(Aggregator):
         scale: Tensor | None,
         label: Tensor | None,
     ) -> MILOutput:
-        return self.aggregate(x)
+        return self._pool_padded(x, None)
+
+    def _pool_padded(
+        self, x: Tensor, valid: Tensor | None, *others: Tensor | None
+    ) -> MILOutput:
+        if valid is not None:
+            x = x.masked_fill(~valid[..., None], 0)
+        attention = masked_softmax(self.scores(x).squeeze(-1), valid)
+        bag = (attention.to(x.dtype)[:, None] @ x).squeeze(1)
+        return MILOutput(self.classifier(bag), attention, bag)

@@ -2,7 +2,8 @@
 
 A method is written once, in `_pool`, for bags of equal length without padding. Batches with padding are
 taken apart here, run bag by bag, and put together again: no method ever sees an invalid instance, so
-padding cannot change an answer, and no boolean mask keeps a fused attention kernel from being used.
+padding cannot change an answer, and no boolean mask keeps a fused attention kernel from being used. (AB-MIL, which has
+no such kernel, takes padded bags in one pass.)
 
 Legend: B bags, N instances, D width after the projection, C classes.
 """
@@ -72,24 +73,29 @@ class Aggregator(nn.Module, ABC):
         needs_negatives: Whether `fit` must see features of negative bags before training.
         bag_loss_weight: The training loss is `bag_loss_weight · CE(logits, label) + Σ output.losses`, whose terms
             are weighted already.
+        pads: Whether `_pool_padded` pools padded bags in one pass and the method has no losses of its own.
         in_dim: Width of the features.
         n_classes: Number of classes.
+        projection: The per-instance part: a subclass puts its own in place of the identity.
     """
 
     Args: ClassVar[type[Spec]] = Spec
     needs_positions: ClassVar[bool] = False
     one_by_one: ClassVar[bool] = False
     needs_negatives: ClassVar[bool] = False
+    pads: ClassVar[bool] = False
     bag_loss_weight: float = 1.0
 
     def __init__(self, in_dim: int, n_classes: int, args: Any = None) -> None:
         super().__init__()
         self.in_dim = in_dim
         self.n_classes = n_classes
+        self.projection: nn.Module = nn.Identity()
 
     def project(self, features: Tensor) -> Tensor:
         """The per-instance part: features (B, N, in_dim) → (B, N, D). MHIM masks instances before it."""
-        return features
+        projected: Tensor = self.projection(features)
+        return projected
 
     def forward(
         self,
@@ -130,17 +136,7 @@ class Aggregator(nn.Module, ABC):
         alone = len(projected) == 1 or not self.one_by_one
         if alone and (valid is None or min(counts) == projected.shape[1]):
             return self._pool(projected, coords, scale, label)
-        outputs = []
-        for b in range(len(projected)):
-            keep = slice(None) if valid is None else valid[b]
-            parts = [
-                None if t is None else t[b][keep][None]
-                for t in (projected, coords, scale)
-            ]
-            assert parts[0] is not None
-            one_label = None if label is None else label[b : b + 1]
-            outputs.append(self._pool(parts[0], parts[1], parts[2], one_label))
-        return _merge(outputs, valid)
+        return self._pool_padded(projected, valid, coords, scale, label)
 
     @abstractmethod
     def _pool(
@@ -151,6 +147,19 @@ class Aggregator(nn.Module, ABC):
         label: Tensor | None,
     ) -> MILOutput:
         """The method itself, for bags of equal length without padding: x (B, N, D)."""
+
+    def _pool_padded(
+        self, x: Tensor, valid: Tensor | None, *others: Tensor | None
+    ) -> MILOutput:
+        """The same for padded bags: taken apart and put together again; others: coords, scale, label."""
+        outputs = []
+        for b in range(len(x)):
+            keep = slice(None) if valid is None else valid[b]
+            parts = [None if t is None else t[b][keep][None] for t in (x, *others[:2])]
+            label = None if others[2] is None else others[2][b : b + 1]
+            assert parts[0] is not None
+            outputs.append(self._pool(parts[0], parts[1], parts[2], label))
+        return _merge(outputs, valid)
 
     def fit(self, negatives: Tensor) -> None:
         """Learn from features (M, in_dim) of negative bags before training; most methods need nothing."""

@@ -20,7 +20,6 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import InstanceScores, projection
@@ -52,10 +51,10 @@ class CLAMArgs(Spec):
 
 
 def smooth_top1_svm(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over rows of log Σ_j exp(1[j ≠ y] + s_j − s_y); logits (M, C), target (M,)."""
-    margin = 1.0 - F.one_hot(target, logits.shape[1])
-    own = logits.gather(1, target[:, None])
-    return torch.logsumexp(margin + logits - own, dim=1).mean()
+    """Mean over K of log Σ_j exp(1[j ≠ y] + s_j − s_y); logits (…, K, C), target (…, K) → (…)."""
+    own = logits.take_along_dim(target[..., None], -1)
+    other = torch.arange(logits.shape[-1], device=logits.device) != target[..., None]
+    return torch.logsumexp(other.to(logits.dtype) + logits - own, dim=-1).mean(-1)
 
 
 class CLAMSingle(Aggregator):
@@ -79,11 +78,6 @@ class CLAMSingle(Aggregator):
         self.instance_classifiers = nn.ModuleList(
             nn.Linear(args.hidden, 2) for _ in range(n_classes)
         )
-
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden)."""
-        projected: Tensor = self.projection(features)
-        return projected
 
     def _pool(
         self,
@@ -117,44 +111,41 @@ class CLAMSingle(Aggregator):
     def _instance_losses(
         self, scored: Tensor, branches: Tensor, label: Tensor
     ) -> dict[str, Tensor]:
-        """Instance clustering loss, weighted; scored (B, N, C, 2), branches (B, 1 or C, N)."""
-        each = []
-        for scores, attention, true in zip(
-            scored, branches, label.tolist(), strict=True
-        ):
-            terms = [
-                self._clustering(scores[:, true], attention[true % len(attention)])
-            ]
-            if self.args.subtyping:
-                others = (c for c in range(self.n_classes) if c != true)
-                terms += [
-                    self._rejection(scores[:, c], attention[c % len(attention)])
-                    for c in others
-                ]
-            each.append(
-                torch.stack(terms).sum()
-                / (self.n_classes if self.args.subtyping else 1)
-            )
-        return {"instance": self.args.instance_weight * torch.stack(each).mean()}
+        """Instance clustering loss, weighted; scored (B, N, C, 2), branches (B, 1 or C, N), label (B,)."""
+        branches = branches.detach().expand(-1, self.n_classes, -1)
+        own = label[:, None, None]
+        scores = scored.take_along_dim(own[..., None], 2).squeeze(2)
+        loss = self._clustering(scores, branches.take_along_dim(own, 1).squeeze(1))
+        if self.args.subtyping:
+            other = torch.arange(self.n_classes, device=label.device) != label[:, None]
+            rejected = (self._rejection(scored, branches) * other).sum(1)
+            loss = (loss + rejected) / self.n_classes
+        return {"instance": self.args.instance_weight * loss.mean()}
 
     def _clustering(self, scores: Tensor, attention: Tensor) -> Tensor:
-        """Strongest k → 1, weakest k → 0; scores (N, 2), attention (N,)."""
-        k = min(self.args.k, len(attention) // 2)
-        order = attention.detach().argsort(descending=True)
-        strong, weak = order[: max(k, 1)], order[len(order) - k :]
-        target = torch.cat([torch.ones_like(strong), torch.zeros_like(weak)])
-        return self._loss(scores[torch.cat([strong, weak])], target)
+        """Strongest k → 1, weakest k → 0; scores (B, N, 2), attention (B, N) → (B,)."""
+        n = attention.shape[1]
+        k = min(self.args.k, n // 2)
+        order = attention.argsort(dim=1, descending=True)
+        strong, weak = order[:, : max(k, 1)], order[:, n - k :]
+        target = torch.cat([torch.ones_like(strong), torch.zeros_like(weak)], 1)
+        chosen = torch.cat([strong, weak], 1)[..., None]
+        return self._loss(scores.take_along_dim(chosen, 1), target)
 
-    def _rejection(self, scores: Tensor, attention: Tensor) -> Tensor:
-        """Strongest k of a class the bag does not have → 0."""
-        k = min(self.args.k, len(attention))
-        strong = attention.detach().topk(k).indices
-        return self._loss(scores[strong], torch.zeros_like(strong))
+    def _rejection(self, scored: Tensor, branches: Tensor) -> Tensor:
+        """Strongest k of each class → 0; scored (B, N, C, 2), branches (B, C, N) → (B, C)."""
+        k = min(self.args.k, branches.shape[2])
+        strong = branches.topk(k, dim=2).indices
+        scores = scored.transpose(1, 2).take_along_dim(strong[..., None], 2)
+        return self._loss(scores, torch.zeros_like(strong))
 
     def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Mean over the last axis of instances: scores (…, K, 2), target (…, K) → (…)."""
+        scores = accurate(scores)
         if self.args.instance_loss == "svm":
-            return smooth_top1_svm(accurate(scores), target)
-        return F.cross_entropy(accurate(scores), target)
+            return smooth_top1_svm(scores, target)
+        each = scores.log_softmax(-1).take_along_dim(target[..., None], -1)
+        return -each.squeeze(-1).mean(-1)
 
 
 class CLAMMulti(CLAMSingle):

@@ -91,11 +91,6 @@ class DSMIL(Aggregator):
         )
         self.streams = DualStream(dim, n_classes, args)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden or in_dim)."""
-        projected: Tensor = self.projection(features)
-        return projected
-
     def _pool(
         self,
         x: Tensor,

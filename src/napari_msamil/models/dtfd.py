@@ -81,11 +81,6 @@ class DTFD(Aggregator):
         self.tier1 = Tier(args.hidden, args.attention_dim, n_classes)
         self.tier2 = Tier(args.hidden, args.attention_dim, n_classes)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden)."""
-        projected: Tensor = self.projection(features)
-        return projected
-
     def split(self, n: int) -> list[Tensor]:
         """Indices 0 … n − 1 in random groups of nearly equal size, on the CPU; a fixed draw outside training."""
         generator = None

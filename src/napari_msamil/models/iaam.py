@@ -165,11 +165,6 @@ class IAAM(Aggregator):
         self.dmq = DMQ(dim, args.queries, args.gate)
         self.classifier = nn.Linear(dim, n_classes)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, D): the identity where the widths agree."""
-        projected: Tensor = self.projection(features)
-        return projected
-
     def inject(self, x: Tensor, coords: Tensor, scale: Tensor) -> Tensor:
         """Equation 2: T' for x (B, N, D), coords (B, N, 2) in 0 … 1, scale (B, N)."""
         place = torch.cat([coords.to(x.dtype), scale[..., None].to(x.dtype)], dim=-1)

@@ -140,11 +140,6 @@ class MambaMIL(Aggregator):
         self.scores = InstanceScores(args.hidden, args.attention_dim, gated=False)
         self.classifier = nn.Linear(args.hidden, n_classes)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden)."""
-        projected: Tensor = self.projection(features)
-        return projected
-
     def _pool(
         self,
         x: Tensor,

@@ -143,6 +143,10 @@ class MILBooster(Aggregator):
         self.mix = nn.Linear(args.scales * args.hidden, args.hidden)
         self.classifier = nn.Linear(args.hidden, n_classes)
 
+    def project(self, features: Tensor) -> Tensor:
+        """Nothing yet: the filter looks at the features as they are."""
+        return features
+
     def fit(self, negatives: Tensor) -> None:
         """Learn the filter from features (M, in_dim) of negative training bags."""
         self.filter.fit(negatives)

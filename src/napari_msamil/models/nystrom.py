@@ -27,14 +27,19 @@ from napari_msamil.models.attention import accurate, merge_heads, split_heads
 
 def iterative_pinv(a: Tensor, iterations: int = 6) -> Tensor:
     """Moore–Penrose inverse of row-stochastic matrices by iteration, each started from its own norms; a (…, m, m)."""
+    shape = a.shape
     columns = a.abs().sum(-2).amax(-1)[..., None, None]
     rows = a.abs().sum(-1).amax(-1)[..., None, None]
     z = a.transpose(-1, -2) / (columns * rows)
+    z, a = (t.reshape(-1, *a.shape[-2:]) for t in (z, a))
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    seven = 7 * eye
     for _ in range(iterations):
         az = a @ z
-        z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
-    return z
+        inner = torch.baddbmm(eye, az, seven - az, beta=15, alpha=-1)
+        inner = torch.baddbmm(eye, az, inner, beta=13, alpha=-1)
+        z = 0.25 * z @ inner
+    return z.reshape(shape)
 
 
 class NystromAttention(nn.Module):
@@ -96,18 +101,12 @@ class NystromAttention(nn.Module):
                 accurate(q_marks) @ accurate(k_marks).transpose(-1, -2), dim=-1
             )
             inverse = iterative_pinv(kernel, self.iterations)
+        gathered = F.scaled_dot_product_attention(q_marks, k, v, scale=1.0)
+        start = x.shape[1] - length
+        row = None
         if with_row:
-            # The row needs this matrix (m × T) itself, so it is not left to a fused kernel.
-            from_marks = torch.softmax(accurate(q_marks @ k.transpose(-1, -2)), dim=-1)
-            gathered = from_marks.to(v.dtype) @ v
-            start = x.shape[1] - length
-            to_marks = torch.softmax(
-                accurate(q[..., start, None, :] @ k_marks.transpose(-1, -2)), -1
-            )
-            row = (to_marks @ inverse @ from_marks)[..., 0, start:].detach()
-        else:
-            gathered = F.scaled_dot_product_attention(q_marks, k, v, scale=1.0)
-            row = None
+            first = q[..., start, None, :]
+            row = _first_row(first, q_marks, k, k_marks, inverse)[..., start:]
         values = inverse.to(v.dtype) @ gathered
         attended = F.scaled_dot_product_attention(q, k_marks, values, scale=1.0)
         out = self.out(merge_heads(attended + self.value_conv(v)))
@@ -125,3 +124,16 @@ class NystromAttention(nn.Module):
             .transpose(1, 2)
             .reshape(batch, heads, marks, width)
         )
+
+
+@torch.no_grad()
+def _first_row(
+    first: Tensor, q_marks: Tensor, k: Tensor, k_marks: Tensor, inverse: Tensor
+) -> Tensor:
+    """Row of the approximated attention for one query (B, H, 1, w): (B, H, T).
+
+    Nobody trains through it, so the m × T matrix it needs is made apart from the fused kernel and kept by no graph.
+    """
+    to_marks = torch.softmax(accurate(first @ k_marks.transpose(-1, -2)), dim=-1)
+    from_marks = torch.softmax(accurate(q_marks @ k.transpose(-1, -2)), dim=-1)
+    return (to_marks @ inverse @ from_marks).squeeze(-2)

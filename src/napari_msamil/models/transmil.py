@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError
@@ -53,6 +54,7 @@ class TransMILArgs(Spec):
     mining_layer: Literal[0, 1] = 0
 
 
+_KERNELS = (7, 5, 3)
 _SMALLEST_SIDE = 7
 """MHIM's square is at least as large as the widest convolution."""
 
@@ -66,22 +68,29 @@ def fill_to_square(x: Tensor, side: int) -> Tensor:
 
 
 class PPEG(nn.Module):
-    """Pyramid position encoding: x (B, side², D) → the same plus three depthwise convolutions on the square."""
+    """Pyramid position encoding: x (B, side², D) → the same plus three depthwise convolutions on the square.
+
+    The three are linear in x, so their kernels are added up and run as one.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(dim, dim, size, padding=size // 2, groups=dim)
-            for size in (7, 5, 3)
+            for size in _KERNELS
         )
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         """Encode positions."""
-        placed: Tensor = x.transpose(1, 2).reshape(len(x), -1, side, side)
-        square = placed
-        for conv in self.convs:
-            placed = placed + conv(square)
-        return placed.flatten(2).transpose(1, 2)
+        square = x.transpose(1, 2).reshape(len(x), -1, side, side)
+        widest = max(_KERNELS) // 2
+        weight = sum(
+            F.pad(conv.weight, [widest - size // 2] * 4)
+            for conv, size in zip(self.convs, _KERNELS, strict=True)
+        )
+        bias = sum(conv.bias for conv in self.convs)
+        around = F.conv2d(square, weight, bias, padding=widest, groups=x.shape[2])
+        return (square + around).flatten(2).transpose(1, 2)
 
 
 class NystromLayer(nn.Module):
@@ -125,11 +134,6 @@ class TransMIL(Aggregator):
         self.ppeg = PPEG(args.hidden)
         self.norm = nn.LayerNorm(args.hidden)
         self.classifier = nn.Linear(args.hidden, n_classes)
-
-    def project(self, features: Tensor) -> Tensor:
-        """Features (B, N, in_dim) → (B, N, hidden)."""
-        projected: Tensor = self.projection(features)
-        return projected
 
     def _pool(
         self,
