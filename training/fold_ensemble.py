@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from napari_msamil.models import build_aggregator
 
@@ -44,24 +45,24 @@ class EnsembleSettings:
     checkpoints: tuple[int, ...] = (40, 80, 120)
 
 
-class _Pooling(nn.Module):
+class _Member(nn.Module):
     """An aggregator with its two parts under one `forward`, for `functional_call`."""
 
     def __init__(self, aggregator: Aggregator) -> None:
         super().__init__()
         self.aggregator = aggregator
 
-    def forward(self, x: Tensor, *, project: bool) -> Any:
-        """Projection of flat instances (1, N, D); for bags of one length (B, n, H) two tensors (B, C).
-
-        These are the logits and the largest instance logits, or the logits again where none are scored.
-        """
-        if project:
-            return self.aggregator.project(x)
-        zeros = x.new_zeros(*x.shape[:2], 2)
-        output = self.aggregator.aggregate(x, zeros, zeros[..., 0].long())
-        best = output.instance_logits
-        return output.logits, output.logits if best is None else best.amax(1)
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Any:
+        """Without label the projection of flat instances (N, D); with one, logits (C,) and loss () of a bag (n, H)."""
+        if label is None:
+            return self.aggregator.project(x[None])[0]
+        places = x.new_zeros(1, len(x), 2)
+        output = self.aggregator.aggregate(
+            x[None], places, places[..., 0].long(), label=label[None]
+        )
+        loss = functional.cross_entropy(output.logits, label[None])
+        loss = self.aggregator.bag_loss_weight * loss
+        return output.logits[0], loss + sum((output.losses or {}).values())
 
 
 class FoldEnsemble:
@@ -93,11 +94,10 @@ class FoldEnsemble:
         self.params: Params = {
             k: v.detach().requires_grad_() for k, v in stacked.items()
         }
-        self.network = _Pooling(members[0])
+        self.network = _Member(members[0])
         self.features, self.labels, self.train = features, labels, train.float()
         self.groups = length_groups(lengths)
         self.n_classes = n_classes
-        self.max_stream = spec.name == "dsmil"
 
     def fit(self, settings: EnsembleSettings) -> dict[int, Tensor]:
         """Train, and predict at every checkpoint: step → probabilities (members, bags, C)."""
@@ -123,11 +123,7 @@ class FoldEnsemble:
     def _loss(self, weight: Tensor) -> Tensor:
         """Sum over members of their weighted mean loss; members do not touch each other."""
         loss = weight.new_zeros(())
-        for bags, logits, best in self._outputs():
-            labels = self.labels[bags].expand(len(weight), -1)
-            each = _cross_entropy(logits, labels)
-            if self.max_stream:
-                each = 0.5 * each + 0.5 * _cross_entropy(best, labels)
+        for bags, _, each in self._outputs():
             loss = loss + (each * weight[:, bags]).sum()
         return loss
 
@@ -141,16 +137,22 @@ class FoldEnsemble:
         return found
 
     def _outputs(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Per group of bags of equal length: bag numbers, logits and best instance logits (members, n, C)."""
-        call = vmap(self._call, in_dims=(0, 0, None), randomness="different")
-        projected = call(self.params, self.features[:, None], True)[:, 0]
+        """Per group of bags of equal length: bag numbers (n,), logits (members, n, C) and losses (members, n)."""
+        draw = {"randomness": "different"}
+        project = vmap(self._call, **draw)
+        pool = vmap(
+            vmap(self._call, in_dims=(None, 0, 0), **draw), in_dims=(0, 0, None), **draw
+        )
+        projected = project(self.params, self.features)
         for bags, rows in self.groups:
-            logits, best = call(self.params, projected[:, rows], False)
-            yield bags, logits, best
+            # fused attention kernels have no rule for stacked networks
+            with sdpa_kernel(SDPBackend.MATH):
+                found = pool(self.params, projected[:, rows], self.labels[bags])
+            yield bags, *found
 
-    def _call(self, params: Params, x: Tensor, project: bool) -> Any:
+    def _call(self, params: Params, *inputs: Tensor) -> Any:
         named = {f"aggregator.{k}": v for k, v in params.items()}
-        return functional_call(self.network, named, (x,), {"project": project})
+        return functional_call(self.network, named, inputs)
 
 
 def length_groups(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
@@ -169,10 +171,3 @@ def length_groups(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         )
         for length, bags in sorted(groups.items())
     ]
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Per member and bag: logits (M, B, C), labels (M, B) → (M, B)."""
-    return functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), reduction="none"
-    ).view(labels.shape)

@@ -16,7 +16,11 @@ from training.datasets.classic_mil import ClassicSet, read_classic_set
 from training.fold_ensemble import EnsembleSettings, FoldEnsemble, length_groups
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from napari_msamil.models.base import Aggregator
+    from napari_msamil.models.outputs import MILOutput
 
 SETS = {
     "musk1": (92, 47, 476, 166),
@@ -104,11 +108,21 @@ def test_groups_hold_every_instance_once() -> None:
     assert bags[2] == [3, 4, 5]
 
 
-@pytest.mark.parametrize("method", ["abmil", "dsmil"])
+TINY = {
+    "abmil": {"hidden": 6, "dropout": 0.0},
+    "dsmil": {"hidden": 6},
+    "clam_mb": {"hidden": 6, "attention_dim": 3, "dropout": 0.0, "subtyping": True},
+    "dtfd": {"hidden": 6, "attention_dim": 3, "groups": 1},
+    "iaam": {"dim": 8, "heads": 2, "rank": 2, "mlp_dim": 6, "dropout": 0.0},
+    "mambamil": {"hidden": 6, "attention_dim": 3, "layers": 1, "dropout": 0.0},
+    "transmil": {"hidden": 8, "heads": 2, "landmarks": 2, "dropout": 0.0},
+}
+
+
+@pytest.mark.parametrize("method", TINY)
 def test_a_member_takes_the_steps_it_would_take_alone(method: str) -> None:
     data = toy()
-    args = {"hidden": 6, "dropout": 0.0}
-    spec = AggregatorSpec(name=method, in_dim=4, args=args)
+    spec = AggregatorSpec(name=method, in_dim=4, args=TINY[method])
     train = torch.tensor(
         [[True, True, False, True, True], [True, False, True, True, True]]
     )
@@ -120,25 +134,41 @@ def test_a_member_takes_the_steps_it_would_take_alone(method: str) -> None:
     ensemble = FoldEnsemble(spec, 2, features, lengths, labels, train, seed=3)
     torch.manual_seed(3)
     networks = [build_aggregator(spec, 2) for _ in range(2)]
-    settings = EnsembleSettings(1e-2, 1e-2, 1.0, (1, 4))
-    found = ensemble.fit(settings)[4]
+    found = ensemble.fit(EnsembleSettings(1e-2, 1e-2, 1.0, (1, 4)))[4]
     for member, network in enumerate(networks):
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
         bags = features[member].split(lengths)
-        for _ in range(4):
-            terms = []
-            for b in train[member].nonzero().flatten().tolist():
-                output = network(bags[b][None])
-                loss = functional.cross_entropy(output.logits, labels[b, None])
-                if method == "dsmil":
-                    best = output.instance_logits.amax(1)
-                    loss = (loss + functional.cross_entropy(best, labels[b, None])) / 2
-                terms.append(loss)
-            optimizer.zero_grad()
-            torch.autograd.backward(torch.stack(terms).mean())
-            optimizer.step()
-        alone = torch.cat([network(bag[None]).logits.softmax(-1) for bag in bags])
+        chosen = train[member].nonzero().flatten().tolist()
+        train_alone(network, bags, labels, chosen)
+        network.eval()
+        alone = torch.cat([outputs(network, bag).logits.softmax(-1) for bag in bags])
         torch.testing.assert_close(found[member], alone, rtol=1e-3, atol=1e-4)
+
+
+def outputs(
+    network: Aggregator, bag: torch.Tensor, label: torch.Tensor | None = None
+) -> MILOutput:
+    places = torch.zeros(1, len(bag), 2)
+    return network(bag[None], places, places[..., 0].long(), label=label)
+
+
+def train_alone(
+    network: Aggregator,
+    bags: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    chosen: list[int],
+) -> None:
+    """Four steps over all chosen bags, one bag after the other."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-2)
+    for _ in range(4):
+        terms = []
+        for b in chosen:
+            output = outputs(network, bags[b], labels[b, None])
+            loss = functional.cross_entropy(output.logits, labels[b, None])
+            terms.append(network.bag_loss_weight * loss)
+            terms[-1] = terms[-1] + sum((output.losses or {}).values())
+        optimizer.zero_grad()
+        torch.autograd.backward(torch.stack(terms).mean())
+        optimizer.step()
 
 
 def test_digit_bags_know_their_positive_instances() -> None:
