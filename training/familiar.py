@@ -33,8 +33,8 @@ RATE = 0.05
 """Share of good patients that each limit may call wrongly."""
 FEWEST = 10
 """Patients below which nothing is learnt."""
-_FLOOR = 1e-4
-"""Least variance of a direction, as a share of the mean one."""
+_FLOOR, _LEAST = 1e-6, 1e-20
+"""Least variance of a direction: as a share of the mean one, and where all are zero."""
 PER_SLIDE = 200
 """Patches of a training slide that are used, evenly over it: large slides do not outweigh small ones."""
 
@@ -129,7 +129,7 @@ def fit_familiarity(parts: Sequence[BagDataset], scales: int) -> Familiarity:
         centred[scale == code] -= mean
     covariance, _ = ledoit_wolf(centred, assume_centered=True)
     # an encoder that gives nearly constant features would leave nothing to invert
-    floor = _FLOOR * np.trace(covariance) / len(covariance) + _FLOOR**2
+    floor = _FLOOR * np.trace(covariance) / len(covariance) + _LEAST
     covariance += floor * np.eye(len(covariance))
     module.whiten.copy_(torch.from_numpy(np.linalg.cholesky(np.linalg.inv(covariance))))
     return module
