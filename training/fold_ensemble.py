@@ -138,11 +138,9 @@ class FoldEnsemble:
 
     def _outputs(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Per group of bags of equal length: bag numbers (n,), logits (members, n, C) and losses (members, n)."""
-        draw = {"randomness": "different"}
-        project = vmap(self._call, **draw)
-        pool = vmap(
-            vmap(self._call, in_dims=(None, 0, 0), **draw), in_dims=(0, 0, None), **draw
-        )
+        project = vmap(self._call, randomness="different")
+        alone = vmap(self._call, in_dims=(None, 0, 0), randomness="different")
+        pool = vmap(alone, in_dims=(0, 0, None), randomness="different")
         projected = project(self.params, self.features)
         for bags, rows in self.groups:
             # fused attention kernels have no rule for stacked networks

@@ -84,12 +84,19 @@ class PPEG(nn.Module):
         """Encode positions."""
         square = x.transpose(1, 2).reshape(len(x), -1, side, side)
         widest = max(_KERNELS) // 2
-        weight = sum(
+        convs = [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+        weights = [
             F.pad(conv.weight, [widest - size // 2] * 4)
-            for conv, size in zip(self.convs, _KERNELS, strict=True)
+            for conv, size in zip(convs, _KERNELS, strict=True)
+        ]
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        around = F.conv2d(
+            square,
+            torch.stack(weights).sum(0),
+            torch.stack(biases).sum(0),
+            padding=widest,
+            groups=x.shape[2],
         )
-        bias = sum(conv.bias for conv in self.convs)
-        around = F.conv2d(square, weight, bias, padding=widest, groups=x.shape[2])
         return (square + around).flatten(2).transpose(1, 2)
 
 
