@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from napari_msamil.checkpoint import (
-    FORMAT_VERSION,
     load_checkpoint,
     read_header,
     resolve_model,
@@ -104,7 +103,7 @@ def test_header_is_read_with_provenance_versions_and_size(
     model: MsamilModel, saved: Path
 ) -> None:
     header = read_header(saved)
-    assert header.format_version == FORMAT_VERSION
+    assert header.format_version == 1  # only ensembles need format 2
     assert header.config == model.config
     assert header.provenance["recipe"] == "none"
     assert header.provenance["metrics"] == {"auc": 0.5}
@@ -228,9 +227,9 @@ def test_a_checkpoint_has_its_suffix(model: MsamilModel, tmp_path: Path) -> None
 
 
 def test_a_newer_format_asks_for_an_update(saved: Path) -> None:
-    rewrite(saved, msamil__format_version="2")
+    rewrite(saved, msamil__format_version="3")
     with pytest.raises(
-        CheckpointError, match=r"format 2; this version reads up to 1\. Update"
+        CheckpointError, match=r"format 3; this version reads up to 2\. Update"
     ):
         load_checkpoint(saved)
 

@@ -79,6 +79,11 @@ def until_one_is_finished(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.01)
 
 
+def heed_ctrl_c() -> None:
+    """As at a terminal: tests that run in the background inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @posix
 @pytest.mark.parametrize("way", [(), ("--workers", "2"), ("--cluster", "local:2")])
 def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_rest(
@@ -88,7 +93,11 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_rest(
         pytest.importorskip("distributed")
     words = command(slides, options, *way)
     process = subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     until_one_is_finished(process, options.output)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process

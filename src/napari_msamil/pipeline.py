@@ -310,8 +310,7 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _model_warnings(loaded: LoadedModel) -> list[str]:
-    data = str(loaded.provenance.get("data", ""))
-    if loaded.path.stem == "demo" or "synthetic" in data.lower():
+    if "synthetic" in str(loaded.provenance.get("data", "")).lower():
         return [
             "This model was trained on synthetic tissue: its answer has no medical meaning."
         ]

@@ -90,10 +90,12 @@ class PPEG(nn.Module):
             for conv, size in zip(convs, _KERNELS, strict=True)
         ]
         biases = [conv.bias for conv in convs if conv.bias is not None]
+        # added one by one: the backward of a stacked sum hands all three the same memory, and accumulated gradients
+        # would be counted three times
         around = F.conv2d(
             square,
-            torch.stack(weights).sum(0),
-            torch.stack(biases).sum(0),
+            weights[0] + weights[1] + weights[2],
+            biases[0] + biases[1] + biases[2],
             padding=widest,
             groups=x.shape[2],
         )
