@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.batch_job import SlideRow, run_job
@@ -65,7 +66,8 @@ def run_on_cluster(
             local.sync(_stop_now, local)
         client.close()
         if local is not None:
-            local.close()
+            with suppress(TimeoutError):
+                local.close()
 
 
 def _run_job(job: SlideJob, options: BatchOptions, threads: int) -> SlideRow:
@@ -80,7 +82,10 @@ def _run_job(job: SlideJob, options: BatchOptions, threads: int) -> SlideRow:
 async def _stop_now(local: Any) -> None:
     """End the processes of a local cluster although they are at work; Dask itself would wait for seconds."""
     workers = local.workers.values()
-    await asyncio.gather(*(worker.close(timeout=_GRACE_S) for worker in workers))
+    # on a loaded machine a worker may need longer to go; it is killed already, and its lateness is no error
+    await asyncio.gather(
+        *(worker.close(timeout=_GRACE_S) for worker in workers), return_exceptions=True
+    )
 
 
 def _connect(distributed: Any, address: str) -> tuple[Any, Any]:
