@@ -4,7 +4,7 @@
 
 A real window on a large slide, a full 1024 × 1024 mask, the preview of the 20x patches on. Dabs: one press of the eraser
 each. Stroke: a press and 40 moves, 20 ms apart; timed is the oldest move that no update has shown yet. The pause between two
-updates (30 ms) is included. All figures are in ms.
+updates (15 ms) is included. All figures are in ms.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Brush:
         self.waiting: float | None = None
         self.latencies: list[float] = []
         # Connected last: the panels have written their numbers when this is called.
-        bench.session.grid_changed.connect(self._on_counts)
+        bench.session.counts_changed.connect(self._on_counts)
 
     def _on_counts(self) -> None:
         if self.waiting is not None:

@@ -16,6 +16,7 @@ from napari_msamil.errors import ConfigError, ResolutionError, SelectionError
 from napari_msamil.masks import MaskSource, SlideMask, lattice_shares
 from napari_msamil.patches import (
     box_fractions,
+    count_patches,
     make_grid,
     paper_order,
     patch_sizes_px0,
@@ -109,6 +110,34 @@ def test_shares_of_a_lattice_are_those_of_its_boxes(data: st.DataObject) -> None
     found = lattice_shares(mask, x0, y0, side)
     assert found.shape == (5, 3)
     np.testing.assert_allclose(found.ravel(), box_fractions(mask, boxes), atol=2e-7)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_patches_are_counted_as_they_are_selected(data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(130, 700)), data.draw(st.integers(30, 700))
+    info = slide_info(width, height)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    likely = data.draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+    mask = slide_mask(rng.random((13, 9)) < likely, info)
+    tissue = data.draw(st.sampled_from([None, full_mask(info)]))
+    spec = SMALL.model_copy(
+        update={
+            "strategy": data.draw(st.sampled_from(list(Strategy))),
+            "fallback": data.draw(st.sampled_from(list(Fallback))),
+            "max_patches": data.draw(st.sampled_from([None, 3, 40])),
+        }
+    )
+    found = []
+    for select in (make_grid, count_patches):
+        try:
+            made = select(info, spec, mask, tissue=tissue)
+        except SelectionError as error:
+            found.append(str(error))
+        else:
+            counts = made.counts if select is make_grid else made.by_scale
+            found.append((counts, made.warnings))
+    assert found[0] == found[1]
 
 
 def test_share_of_the_papers_mask_with_unequal_factors() -> None:

@@ -85,9 +85,13 @@ def encode(encoder: nn.Module, pixels: Tensor, plan: StepPlan) -> Tensor:
     """Features (N, D) of patches (N, 3, H, W) at the plan's precision, returned in float32 or float64."""
     dtype = _DTYPES.get(plan.precision)
     count = len(pixels)
-    if count < plan.pad:
-        empty = pixels.new_zeros(plan.pad - count, *pixels.shape[1:])
-        pixels = torch.cat([pixels, empty])
+    if (
+        plan.pad
+    ):  # one number of patches and one layout: every other one is compiled anew
+        filled = pixels.new_zeros(max(plan.pad, count), *pixels.shape[1:])
+        filled = filled.contiguous(memory_format=torch.channels_last)
+        filled[:count] = pixels
+        pixels = filled
     with torch.autocast(pixels.device.type, dtype, enabled=dtype is not None):
         features: Tensor = encoder(pixels)[:count]
     return features if features.dtype == torch.float64 else features.float()
@@ -224,7 +228,9 @@ def measure_batchnorm(
                 layer.reset_running_stats()
             layer.momentum = None
             layer.train()
-        encode(encoder, pixels, replace(plan, pad=0))  # filling would count
+        # unfilled, for filling would count; uncompiled, for a pass or two are not worth a graph
+        with torch.compiler.set_stance("force_eager"):
+            encode(encoder, pixels, replace(plan, pad=0))
         count += 1
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

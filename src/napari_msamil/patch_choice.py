@@ -46,6 +46,11 @@ def passing(cells: Cells, spec: PatchSpec) -> NDArray[np.intp]:
     return np.flatnonzero(cells.share > threshold_of(spec) + _TIE)
 
 
+def count_passing(share: NDArray[np.float64], spec: PatchSpec) -> int:
+    """How many of the shares are strictly above the threshold of the strategy."""
+    return int(np.count_nonzero(share > threshold_of(spec) + _TIE))
+
+
 def second_rank(
     mask: SlideMask,
     boxes: NDArray[np.int64],
@@ -111,16 +116,26 @@ def largest(cells: Cells, count: int, scales: int) -> NDArray[np.intp]:
     )
 
 
-def drawn(cells: Cells, spec: PatchSpec) -> NDArray[np.intp]:
-    """Indices of the seeded random choice, per scale; all of a scale where there are fewer than asked for."""
+def draw_counts(spec: PatchSpec) -> tuple[int, ...]:
+    """How many patches of each scale a random choice takes.
+
+    Raises:
+        ConfigError: There are fewer numbers than scales.
+    """
     if len(spec.random_counts) < len(spec.scales):
         raise ConfigError(
             f"random_counts has {len(spec.random_counts)} numbers for {len(spec.scales)} scales; give one per scale."
         )
+    return tuple(spec.random_counts[: len(spec.scales)])
+
+
+def drawn(cells: Cells, spec: PatchSpec) -> NDArray[np.intp]:
+    """Indices of the seeded random choice, per scale; all of a scale where there are fewer than asked for."""
+    counts = draw_counts(spec)
     rng = np.random.default_rng(spec.seed)
     chosen = []
     for index in range(len(spec.scales)):
         here = np.flatnonzero(cells.scale == index)
-        count = min(spec.random_counts[index], len(here))
+        count = min(counts[index], len(here))
         chosen.append(rng.choice(here, size=count, replace=False))
     return np.concatenate(chosen)

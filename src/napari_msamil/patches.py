@@ -17,6 +17,8 @@ from napari_msamil.errors import SelectionError
 from napari_msamil.masks import area_shares, lattice_shares, summed_area
 from napari_msamil.patch_choice import (
     Cells,
+    count_passing,
+    draw_counts,
     drawn,
     fall_back,
     largest,
@@ -79,6 +81,19 @@ class PatchGrid:
         """Number of patches of each scale by name, `{"20x": n, …}`."""
         found = np.bincount(self.scale, minlength=len(self.spec.scales))
         return {s.name: int(n) for s, n in zip(self.spec.scales, found, strict=True)}
+
+
+@dataclass(frozen=True)
+class PatchCounts:
+    """What a person reads of a selection while painting.
+
+    Attributes:
+        by_scale: Number of patches of each scale by name, `{"20x": n, …}`.
+        warnings: Those of the selection.
+    """
+
+    by_scale: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 def patch_sizes_px0(spec: PatchSpec, mpp: float) -> tuple[int, ...]:
@@ -195,6 +210,46 @@ def make_grid(
         share,
         warnings=tuple(warnings),
     )
+
+
+def count_patches(
+    info: SlideInfo,
+    spec: PatchSpec,
+    mask: SlideMask,
+    *,
+    tissue: SlideMask | None = None,
+) -> PatchCounts:
+    """How many patches `make_grid` selects; they are neither placed nor sorted unless a fallback is needed.
+
+    Half a million candidates are counted several times a second, while somebody paints.
+
+    Args:
+        info: The slide.
+        spec: Scales, strategy, thresholds, caps and fallback.
+        mask: The lesion mask.
+        tissue: The tissue mask.
+
+    Raises:
+        ResolutionError: As `make_grid`.
+        SelectionError: As `make_grid`.
+    """
+    mpp = require_scale(info, spec.scales[0].mpp)
+    lattices, warnings = _full_patches(info, spec, patch_sizes_px0(spec, mpp))
+    deciding = mask if spec.strategy is Strategy.LESION else tissue or mask
+    found, table = np.zeros(len(spec.scales), dtype=np.int64), summed_area(deciding)
+    for a in lattices:
+        shares = lattice_shares(deciding, a.x0, a.y0, a.side, table)
+        found[a.scale] = count_passing(shares, spec)
+    if not found.any():
+        grid = make_grid(info, spec, mask, tissue=tissue)
+        return PatchCounts(grid.counts, grid.warnings)
+    if spec.strategy is Strategy.RANDOM:
+        found = np.minimum(found, draw_counts(spec))
+    if spec.max_patches is not None:
+        found = np.minimum(found, spec.max_patches)
+    names = (scale.name for scale in spec.scales)
+    counts = {name: int(n) for name, n in zip(names, found, strict=True)}
+    return PatchCounts(counts, tuple(warnings))
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,20 @@ def test_patches_follow_mask_and_choice(session):
     assert session.spec.lesion_threshold == 0.99
 
 
+def test_painting_counts_at_once_and_places_patches_when_the_brush_rests(session):
+    whole_slide_mask(session)
+    heard = []
+    session.counts_changed.connect(lambda: heard.append("counts"))
+    session.grid_changed.connect(lambda: heard.append("grid"))
+    half = np.zeros((70, 90), np.uint8)
+    half[:, :45] = 1
+    session.paint_mask(half)
+    assert heard == ["counts"]
+    assert session.counts.by_scale == session.grid.counts
+    session.settle()
+    assert heard == ["counts", "grid"]
+
+
 @pytest.mark.parametrize("change", ["mask", "model", "choice"])
 def test_an_answer_goes_stale_with_what_it_rests_on(session, answered, change):
     whole_slide_mask(session)

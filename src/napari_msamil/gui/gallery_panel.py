@@ -118,7 +118,9 @@ class GalleryPanel(Panel):
     def refresh(self) -> None:
         """Choose which patches to show, then read them beside the window."""
         result, slide = self.session.result, self.session.slide
-        grid = result.grid if result is not None else self.session.grid
+        grid = None if result is None else result.grid
+        if grid is None and self.section.is_open:
+            grid = self.session.grid
         if grid is not self._grid:
             self._grid, self._seen = grid, {}
         self._sheet.setEnabled(self._grid is not None)

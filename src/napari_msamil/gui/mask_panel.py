@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
     from napari_msamil.gui.session import Session
 
-PAINT_MS = 30
+PAINT_MS = 15
 """A stroke is taken over at most this often while the brush moves."""
+
+SETTLE_MS = 250
+"""Patches are placed, sorted and previewed at most this often meanwhile; counting them does not wait for it."""
 
 SOURCES = {
     "model": MASK.source_model,
@@ -72,6 +75,10 @@ class MaskPanel(Panel):
         self._timer.setSingleShot(True)
         self._timer.setInterval(PAINT_MS)
         self._timer.timeout.connect(self._take_paint)
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(SETTLE_MS)
+        self._settle.timeout.connect(session.settle)
         session.mask_changed.connect(self.refresh)
         session.result_changed.connect(self._on_result)
         session.slide_changed.connect(self.refresh)
@@ -199,7 +206,10 @@ class MaskPanel(Panel):
         labels = np.asarray(self.layer.data)
         if not np.array_equal(labels > 0, mask.mask):
             self.session.paint_mask(labels)
+            if not self._settle.isActive():
+                self._settle.start()
 
     def close_down(self) -> None:
-        """Stop the timer."""
+        """Stop the timers."""
         self._timer.stop()
+        self._settle.stop()

@@ -61,7 +61,8 @@ class PatchesPanel(Panel):
             row(self._show, QLabel(RESULT.at_scale), self._scale, self._gallery)
         )
         self.column.addWidget(self._facts)
-        session.grid_changed.connect(self.refresh)
+        session.counts_changed.connect(self.refresh)
+        session.grid_changed.connect(self._on_scale)
         session.scale_changed.connect(self._on_scale)
         session.model_changed.connect(self._on_model)
         self._on_model()
@@ -104,12 +105,10 @@ class PatchesPanel(Panel):
             order_layers(self._viewer)
 
     def refresh(self) -> None:
-        """Show the session's patches."""
-        grid = self.session.grid
-        self._gallery.setEnabled(grid is not None)
-        if self._show.isChecked():
-            self._draw()
-        if grid is None:
+        """Show how many patches the session has; the preview follows when the brush rests."""
+        counts = self.session.counts
+        self._gallery.setEnabled(counts is not None)
+        if counts is None:
             problem = self.session.grid_problem
             self._facts.setText(problem)
             self._facts.setVisible(bool(problem))
@@ -118,7 +117,7 @@ class PatchesPanel(Panel):
                 State.ERROR if problem else State.EMPTY,
             )
             return
-        self._facts.setText("\n".join(grid.warnings))
-        self._facts.setVisible(bool(grid.warnings))
-        counts = " · ".join(f"{name}: {n:,}" for name, n in grid.counts.items())
-        self.sum_up(counts, State.STALE if grid.warnings else State.DONE)
+        self._facts.setText("\n".join(counts.warnings))
+        self._facts.setVisible(bool(counts.warnings))
+        words = " · ".join(f"{name}: {n:,}" for name, n in counts.by_scale.items())
+        self.sum_up(words, State.STALE if counts.warnings else State.DONE)

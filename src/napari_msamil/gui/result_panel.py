@@ -65,7 +65,7 @@ class ResultPanel(Panel):
         session.result_changed.connect(self.refresh)
         session.query_changed.connect(self._on_query)
         session.scale_changed.connect(self._draw)
-        session.grid_changed.connect(self._sum_up)
+        session.counts_changed.connect(self._sum_up)
         session.model_changed.connect(self._sum_up)
         viewer.mouse_move_callbacks.append(self._on_move)
         self.refresh()

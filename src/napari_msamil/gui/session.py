@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from napari_msamil.checkpoint import CheckpointHeader, LoadedModel
     from napari_msamil.config import PatchSpec, Strategy
     from napari_msamil.masks import SlideMask
-    from napari_msamil.patches import PatchGrid
+    from napari_msamil.patches import PatchCounts, PatchGrid
     from napari_msamil.result import SlideResult
     from napari_msamil.slide.base import Slide
 
@@ -59,7 +59,8 @@ class Session:
     slide_changed = Signal()
     model_changed = Signal()
     mask_changed = Signal()
-    grid_changed = Signal()
+    counts_changed = Signal()  # how many patches: at once
+    grid_changed = Signal()  # which ones: when the brush rests
     result_changed = Signal()
     query_changed = Signal()
     scale_changed = Signal()
@@ -76,8 +77,9 @@ class Session:
         self.original_mask: SlideMask | None = None
         self.tissue: SlideMask | None = None
         self.choice = Choice()
-        self.grid: PatchGrid | None = None
+        self.counts: PatchCounts | None = None
         self.grid_problem = ""
+        self._grid: PatchGrid | None = None
         self.result: SlideResult | None = None
         self.previous: SlideResult | None = None
         self.query: int | None = None
@@ -102,11 +104,12 @@ class Session:
             return
         self.slide, self.layer = slide, layer
         self.mask = self.original_mask = self.tissue = None
-        self.grid, self.grid_problem = None, ""
+        self._forget_patches()
         self._version += 1
         self.set_result(None)
         self.slide_changed.emit()
         self.mask_changed.emit()
+        self.counts_changed.emit()
         self.grid_changed.emit()
 
     def set_model(self, ref: str) -> None:
@@ -131,9 +134,16 @@ class Session:
         self._take_mask(mask)
 
     def paint_mask(self, labels: NDArray[np.integer]) -> None:
-        """The labels layer was painted."""
+        """The labels layer was painted: the patches are counted now, and `settle` follows when there is time."""
         if self.mask is not None:
-            self._take_mask(mask_from_labels(labels, self.mask.size_wh0))
+            self.mask = mask_from_labels(labels, self.mask.size_wh0)
+            self._version += 1
+            self.mask_changed.emit()
+            self._count()
+
+    def settle(self) -> None:
+        """After painting: which patches, not only how many."""
+        self.grid_changed.emit()
 
     def reset_mask(self) -> None:
         """Undo all painting at once."""
@@ -165,20 +175,41 @@ class Session:
             return None
         return self.choice.applied(self.header.config.patches)
 
+    @property
+    def grid(self) -> PatchGrid | None:
+        """The selected patches, placed when somebody asks; None where there are none (`grid_problem`)."""
+        if self._grid is None and self.counts is not None:
+            from napari_msamil.patches import make_grid
+
+            assert self.slide is not None
+            assert self.mask is not None
+            assert self.spec is not None
+            self._grid = make_grid(
+                self.slide.info, self.spec, self.mask, tissue=self.tissue
+            )
+        return self._grid
+
     def update_grid(self) -> None:
         """Choose patches anew; why there are none is kept as a sentence."""
-        from napari_msamil.patches import make_grid
+        self._count()
+        self.grid_changed.emit()
+
+    def _count(self) -> None:
+        from napari_msamil.patches import count_patches
 
         spec = self.spec
-        self.grid, self.grid_problem = None, ""
+        self._forget_patches()
         if self.slide is not None and self.mask is not None and spec is not None:
             try:
-                self.grid = make_grid(
+                self.counts = count_patches(
                     self.slide.info, spec, self.mask, tissue=self.tissue
                 )
             except MsamilError as error:
                 self.grid_problem = str(error)
-        self.grid_changed.emit()
+        self.counts_changed.emit()
+
+    def _forget_patches(self) -> None:
+        self.counts, self._grid, self.grid_problem = None, None, ""
 
     def set_result(
         self, result: SlideResult | None, version: int | None = None
