@@ -23,12 +23,12 @@ import torch
 from napari_msamil.config import AggregatorSpec
 from training.bag_dataset import BagDataset
 from training.datasets.classic_mil import ClassicSet, read_classic_set
-from training.fold_ensemble import EnsembleSettings, FoldEnsemble
 from training.memory_fit import fit_in_memory
 from training.mhim_task import MhimSpec, MhimTask
 from training.mil_task import MilSpec, MilTask, predict
+from training.stacked_networks import StackedNetworks, StackedSettings
 
-Grid = tuple[tuple[EnsembleSettings, float], ...]
+Grid = tuple[tuple[StackedSettings, float], ...]
 LITERATURE = {"musk1": 0.892, "elephant": 0.868, "fox": 0.615}
 """AB-MIL without gate, accuracy (Ilse et al. 2018, Table 1)."""
 SMALL = {"hidden": 64, "attention_dim": 32}
@@ -57,11 +57,11 @@ STACKED = {
 }
 """Name, sizes, and the argument that the tuned dropout goes to: small networks for small data."""
 GRIDS = {
-    "none": ((EnsembleSettings(3e-3, 1e-2, 0.5, (60,)), 0.25),),
-    "small": ((EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),),
+    "none": ((StackedSettings(3e-3, 1e-2, 0.5, (60,)), 0.25),),
+    "small": ((StackedSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),),
     "large": (
-        (EnsembleSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
-        (EnsembleSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
+        (StackedSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
+        (StackedSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
     ),
 }
 """Settings of AdamW and the dropout that goes with them; the number of steps is tuned too."""
@@ -147,7 +147,7 @@ def nested(data: ClassicSet, method: str, repeats: int, seeds: int, grid: Grid) 
             continue
         settings, dropout = grid[choice // steps]
         stop = settings.checkpoints[choice % steps]
-        ending = EnsembleSettings(
+        ending = StackedSettings(
             settings.lr, settings.weight_decay, settings.bag_share, (stop,)
         )
         accuracy[best == choice] = final(data, method, folds, seeds, ending, dropout)
@@ -165,7 +165,7 @@ def final(
     method: str,
     folds: list[tuple[int, int]],
     seeds: int,
-    settings: EnsembleSettings,
+    settings: StackedSettings,
     dropout: float,
 ) -> np.ndarray:
     """Train on all bags outside each fold, average the seeds, judge the fold."""
@@ -189,7 +189,7 @@ def inner_splits(folds: np.ndarray, test: int) -> list[tuple[np.ndarray, np.ndar
 def run_members(
     data: ClassicSet,
     method: str,
-    settings: EnsembleSettings,
+    settings: StackedSettings,
     dropout: float,
     train: list[np.ndarray],
     seed: int,
@@ -209,7 +209,7 @@ def run_members(
             in_dim=features.shape[2],
             args={**args, dropout_name: dropout},
         )
-        ensemble = FoldEnsemble(
+        ensemble = StackedNetworks(
             spec,
             2,
             features,

@@ -27,6 +27,8 @@ from napari_msamil.gui.layers import world_yx
 if TYPE_CHECKING:
     from napari_msamil.gui.workbench import WorkbenchWidget
 
+REST_S = 20.0
+"""In its first seconds the window loads what a classification will need, and painting takes longer."""
 DABS = 25
 MOVES = 40
 MOVE_S = 0.02
@@ -115,7 +117,7 @@ def measure(slide: Path) -> dict[str, list[float]]:
 
     viewer, bench = open_workbench(slide, "demo")
     viewer.window._qt_window.resize(1400, 950)
-    spin(3.0)
+    spin(REST_S)
     whole_slide(bench)
     bench.patches_panel._show.setChecked(True)
     bench.mask_panel.edit()

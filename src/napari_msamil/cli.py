@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"msamil: {error}")
         return FAILED
     except KeyboardInterrupt:
-        say("msamil: stopped; run the same command again to finish the rest")
+        say(
+            "msamil: stopped, nothing was half written; run the same command again to go on"
+        )
         return 130
     except BrokenPipeError:
         return OK

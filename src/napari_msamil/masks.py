@@ -112,62 +112,55 @@ def box_means(
 
 
 def lattice_shares(
-    mask: SlideMask,
-    x0: NDArray[np.int64],
-    y0: NDArray[np.int64],
-    side: int,
-    table: NDArray[np.int64] | None = None,
+    mask: SlideMask, x0: NDArray[np.int64], y0: NDArray[np.int64], side: int
 ) -> NDArray[np.float64]:
     """What `area_shares` says of squares at every x0 with every y0, without one look-up per corner.
 
-    The table is read once per column and once per row of the lattice: a million cells while somebody paints.
+    The area is a product of two thin matrices with the mask, how much of each mask row and column lies in each row and
+    column of the lattice: a million cells in some milliseconds, while somebody paints.
 
     Args:
         mask: Mask over the whole slide.
         x0: (X,), left edges in level-0 pixels.
         y0: (Y,), top edges.
         side: Side of the squares in level-0 pixels.
-        table: `summed_area` of the mask, where it is at hand.
 
     Returns:
         float64 (X, Y), 0 … 1.
     """
-    if table is None:
-        table = summed_area(mask)
+    height, width = mask.mask.shape
     step_x, step_y = mask.downsample_xy
-    across = _at(table, 1, (x0 + side) / step_x) - _at(table, 1, x0 / step_x)
-    total = _at(across, 0, (y0 + side) / step_y) - _at(across, 0, y0 / step_y)
-    shares: NDArray[np.float64] = total.T * (step_x * step_y / side**2)
-    return np.clip(shares, 0.0, 1.0)
+    rows = _overlaps(y0 / step_y, side / step_y, height) @ mask.mask.astype(np.float64)
+    total = _overlaps(x0 / step_x, side / step_x, width) @ rows.T
+    total *= step_x * step_y / side**2
+    shares: NDArray[np.float64] = np.clip(total, 0.0, 1.0, out=total)
+    return shares
 
 
-def summed_area(mask: SlideMask) -> NDArray[np.int64]:
-    """How many marked pixels lie above and to the left of each corner, int64 (H + 1, W + 1)."""
-    found: NDArray[np.int64] = _summed_area(mask.mask)
-    return found
+def _overlaps(start: NDArray[np.float64], length: float, cells: int) -> Any:
+    """How much of each cell [i, i + 1) lies in each span [start, start + length): sparse (spans, cells)."""
+    from scipy.sparse import csr_array
+
+    first = np.floor(start).astype(np.int64)
+    reach = int(np.ceil(length)) + 1
+    cell = first[:, None] + np.arange(reach)
+    lower = np.maximum(cell, start[:, None])
+    upper = np.minimum(cell + 1, start[:, None] + length)
+    part = np.where((cell >= 0) & (cell < cells), np.maximum(upper - lower, 0), 0)
+    pointer = np.arange(len(start) + 1) * reach
+    where = np.clip(cell, 0, cells - 1)
+    return csr_array((part.ravel(), where.ravel(), pointer), shape=(len(start), cells))
 
 
 def _summed_area(values: NDArray[np.generic]) -> NDArray[Any]:
+    """The sum above and to the left of each corner, (H + 1, W + 1)."""
     height, width = values.shape
     kind = np.int64 if values.dtype == np.bool_ else np.float64
     table = np.zeros((height + 1, width + 1), dtype=kind)
-    np.cumsum(np.cumsum(values, axis=0, dtype=kind), axis=1, out=table[1:, 1:])
+    np.cumsum(values, axis=1, dtype=kind, out=table[1:, 1:])
+    for row in range(2, height + 1):  # ten times as fast as a sum along axis 0
+        table[row] += table[row - 1]
     return table
-
-
-def _at(
-    table: NDArray[np.generic], axis: int, position: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The table at fractional rows (axis 0) or columns (axis 1), between its knots."""
-    last = table.shape[axis] - 1
-    position = np.clip(position, 0, last)
-    knot = np.minimum(position.astype(np.int64), last - 1)
-    part = position - knot
-    if axis == 0:
-        part = part[:, None]
-    low, high = table.take(knot, axis), table.take(knot + 1, axis)
-    found: NDArray[np.float64] = low + (high - low) * part
-    return found
 
 
 def _table_at(

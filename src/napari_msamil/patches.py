@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_msamil.config import Strategy
 from napari_msamil.errors import SelectionError
-from napari_msamil.masks import area_shares, lattice_shares, summed_area
+from napari_msamil.masks import area_shares, lattice_shares
 from napari_msamil.patch_choice import (
     Cells,
     count_passing,
@@ -236,9 +236,9 @@ def count_patches(
     mpp = require_scale(info, spec.scales[0].mpp)
     lattices, warnings = _full_patches(info, spec, patch_sizes_px0(spec, mpp))
     deciding = mask if spec.strategy is Strategy.LESION else tissue or mask
-    found, table = np.zeros(len(spec.scales), dtype=np.int64), summed_area(deciding)
+    found = np.zeros(len(spec.scales), dtype=np.int64)
     for a in lattices:
-        shares = lattice_shares(deciding, a.x0, a.y0, a.side, table)
+        shares = lattice_shares(deciding, a.x0, a.y0, a.side)
         found[a.scale] = count_passing(shares, spec)
     if not found.any():
         grid = make_grid(info, spec, mask, tissue=tissue)
@@ -274,9 +274,8 @@ class _Lattice:
 
 def _shares(mask: SlideMask, lattices: Sequence[_Lattice]) -> NDArray[np.float64]:
     """Share of the mask in every patch, float64 (M,)."""
-    table = summed_area(mask)
     return np.concatenate(
-        [lattice_shares(mask, a.x0, a.y0, a.side, table).ravel() for a in lattices]
+        [lattice_shares(mask, a.x0, a.y0, a.side).ravel() for a in lattices]
     )
 
 

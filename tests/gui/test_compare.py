@@ -27,6 +27,7 @@ def compare(bench, qtbot):
     )
     yield widget
     widget.close()
+    qtbot.wait(50)  # the canvas goes when the event loop turns
 
 
 def test_another_model_side_by_side_with_linked_cameras(

@@ -13,7 +13,7 @@ from napari_msamil.config import AggregatorSpec
 from napari_msamil.errors import CohortError
 from napari_msamil.models import build_aggregator
 from training.datasets.classic_mil import ClassicSet, read_classic_set
-from training.fold_ensemble import EnsembleSettings, FoldEnsemble, length_groups
+from training.stacked_networks import StackedNetworks, StackedSettings, length_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,10 +131,10 @@ def test_a_member_takes_the_steps_it_would_take_alone(method: str) -> None:
     )
     lengths = np.bincount(data.bag_id).tolist()
     labels = torch.as_tensor(data.labels)
-    ensemble = FoldEnsemble(spec, 2, features, lengths, labels, train, seed=3)
+    ensemble = StackedNetworks(spec, 2, features, lengths, labels, train, seed=3)
     torch.manual_seed(3)
     networks = [build_aggregator(spec, 2) for _ in range(2)]
-    found = ensemble.fit(EnsembleSettings(1e-2, 1e-2, 1.0, (1, 4)))[4]
+    found = ensemble.fit(StackedSettings(1e-2, 1e-2, 1.0, (1, 4)))[4]
     for member, network in enumerate(networks):
         bags = features[member].split(lengths)
         chosen = train[member].nonzero().flatten().tolist()

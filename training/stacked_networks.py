@@ -29,7 +29,7 @@ Params = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class EnsembleSettings:
+class StackedSettings:
     """How all members are trained.
 
     Attributes:
@@ -65,7 +65,7 @@ class _Member(nn.Module):
         return output.logits[0], loss + sum((output.losses or {}).values())
 
 
-class FoldEnsemble:
+class StackedNetworks:
     """The members and their bags.
 
     Args:
@@ -99,7 +99,7 @@ class FoldEnsemble:
         self.groups = length_groups(lengths)
         self.n_classes = n_classes
 
-    def fit(self, settings: EnsembleSettings) -> dict[int, Tensor]:
+    def fit(self, settings: StackedSettings) -> dict[int, Tensor]:
         """Train, and predict at every checkpoint: step → probabilities (members, bags, C)."""
         optimizer = torch.optim.AdamW(
             self.params.values(),
