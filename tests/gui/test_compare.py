@@ -74,6 +74,12 @@ def test_another_mask_chosen_with_keyboard_and_mouse(compare, bench, qtbot):
     assert [x.name for x in find_layers(compare.model, "mask")] == ["Lesion mask"]
 
 
+def test_both_views_stand_on_the_same_ground(compare, bench):
+    for theme in ("light", "dark"):
+        bench.viewer.theme = theme
+        assert compare.model.theme == theme
+
+
 def test_closing_the_dock_takes_the_difference_away_and_gives_attention_back(
     compare, bench, qtbot
 ):

@@ -72,6 +72,7 @@ class CompareWidget(QWidget):
         self.viewer = napari_viewer
         self.session = session_of(napari_viewer)
         self.model = ViewerModel(title=COMPARE.right)
+        self._follow_theme()
         self.canvas: QtViewer | None = QtViewer(self.model)
         self._link = CameraLink(napari_viewer, self.model)
         self._runner = Runner()
@@ -106,6 +107,11 @@ class CompareWidget(QWidget):
         QTimer.singleShot(0, self._settle)
         self.session.result_changed.connect(self._on_result)
         self.session.scale_changed.connect(self._on_scale)
+        napari_viewer.events.theme.connect(self._follow_theme)
+
+    def _follow_theme(self) -> None:
+        """B stands on the same dark or light ground as A."""
+        self.model.theme = self.viewer.theme
 
     def _settle(self) -> None:
         """Once docked: beside the canvas of A and as large; the slide is fitted into both."""
@@ -277,6 +283,7 @@ class CompareWidget(QWidget):
         """Stop what runs and let the two cameras go."""
         self._runner.cancel()
         self._link.set_on(False)
+        self.viewer.events.theme.disconnect(self._follow_theme)
         self.session.result_changed.disconnect(self._on_result, missing_ok=True)
         self.session.scale_changed.disconnect(self._on_scale, missing_ok=True)
 
