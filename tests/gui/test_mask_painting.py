@@ -43,6 +43,13 @@ def shown_counts(bench):
     return {name: int(n) for name, n in (word.split(": ") for word in words)}
 
 
+def previewed(bench, scale):
+    """How many cells the preview of a scale has."""
+    shown = [x for x in find_layers(bench.viewer, "patches") if scale in x.name]
+    assert len(shown) == 1
+    return np.isfinite(np.asarray(shown[0].data)).sum()
+
+
 def test_a_brush_stroke_lies_where_the_mouse_was_and_counts_follow(bench, qtbot):
     whole_slide_mask(bench.session)
     before = shown_counts(bench)
@@ -127,10 +134,10 @@ def test_the_preview_has_one_cell_per_selected_patch_and_follows_the_brush(
     qtbot.waitUntil(lambda: shown_counts(bench)["20x"] < before, timeout=PATIENCE)
     for code, scale in enumerate(("20x", "10x", "5x")):
         bench.session.set_scale(code)
-        shown = [x for x in find_layers(bench.viewer, "patches") if scale in x.name]
-        assert len(shown) == 1
-        cells = np.isfinite(np.asarray(shown[0].data)).sum()
-        assert cells == shown_counts(bench)[scale]
+        qtbot.waitUntil(
+            lambda scale=scale: previewed(bench, scale) == shown_counts(bench)[scale],
+            timeout=PATIENCE,
+        )
 
 
 def test_the_painted_mask_selects_the_same_patches_on_the_command_line(
