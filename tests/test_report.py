@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from napari_msamil import doctor
 from napari_msamil.doctor import examine
 from napari_msamil.pipeline import classify
 from napari_msamil.report import TOP_PATCHES, write_report
@@ -93,6 +94,21 @@ def test_a_partial_result_says_so(
 ) -> None:
     partial = dataclasses.replace(result, partial=True)
     assert "Partial result" in report_of(partial, tmp_path / "r.html", painted_svs)
+
+
+def test_doctor_warns_of_the_bindings_that_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PySide6 6.12.0 with a Python whose None is counted, and only where it is what napari would use."""
+    found = {"PySide6-Essentials": "6.12.0", "PyQt6": "6.11.0"}
+    monkeypatch.setattr(doctor, "_installed", found.get)
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 11, 7))
+    monkeypatch.delenv("QT_API", raising=False)
+    assert list(doctor._bindings()) == ["PyQt6 6.11.0", "PySide6 6.12.0"]
+    monkeypatch.setenv("QT_API", "pyside6")
+    assert "PySide6-Essentials!=6.12.0" in list(doctor._bindings())[-1]
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 12, 0))
+    assert len(list(doctor._bindings())) == 2
 
 
 def test_doctor_reports_versions_device_and_cache() -> None:

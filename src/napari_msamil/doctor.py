@@ -54,6 +54,7 @@ def examine(slide: Path | None = None) -> DoctorReport:
         _versions,
         _openslide,
         _device,
+        _bindings,
         _window,
         _cache,
         _models,
@@ -105,15 +106,35 @@ def _device() -> Iterator[str]:
         yield f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
 
 
+def _bindings() -> Iterator[str]:
+    """PySide6 6.12.0 drops a reference of None with every `QLabel.setText`; before Python 3.12 that ends the program."""
+    found = _installed("PySide6-Essentials")
+    other = _installed("PyQt6")
+    for name, number in (("PyQt6", other), ("PySide6", found)):
+        if number:
+            yield f"{name} {number}"
+    used = os.environ.get("QT_API", "").lower() == "pyside6" or not other
+    if found == "6.12.0" and used and sys.version_info < (3, 12):
+        yield (
+            "! PySide6 6.12.0 crashes on this Python after a few minutes (an error of its own, references to None are lost). "
+            "Use PyQt6, another PySide6 (pip install 'PySide6-Essentials!=6.12.0'), or Python 3.12"
+        )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _window() -> Iterator[str]:
     """The OpenGL that napari would draw with; only asked where there is a display."""
     linux = sys.platform.startswith("linux")
     if linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         yield "no display: napari cannot open a window here (msamil classify can work)"
         return
-    try:
-        version("napari")
-    except PackageNotFoundError:
+    if not _installed("napari"):
         return
     command = [sys.executable, "-m", "napari_msamil.gui.opengl"]
     try:
