@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,12 @@ def ctrl_c(setting: Setting) -> dict[str, Any]:
 
 def _interrupt(command: list[str], out: Path, rng: random.Random) -> dict[str, Any]:
     """Start, wait for the first finished slide, wait a little, press Ctrl-C: the whole group gets the signal."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    hear = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a background shell has it ignored
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear
+    )
     while process.poll() is None and not any(out.glob("*/run.json")):
         time.sleep(0.01)
     time.sleep(rng.uniform(0.0, 1.5))

@@ -140,7 +140,7 @@ def while_painting(bench: WorkbenchWidget) -> dict[str, list[float]]:
         bench.mask_panel._take_paint()
         times.append(1000 * (time.perf_counter() - start))
         spin(0.05)
-    return {"stroke to counts and preview": summary(np.array(times))}
+    return {"stroke to share and counts": summary(np.array(times))}
 
 
 def closing(viewer: Viewer, bench: WorkbenchWidget) -> dict[str, list[float]]:
