@@ -105,9 +105,12 @@ class CompareWidget(QWidget):
         when_removed(self, self._end)
         stop_at_end(self, [self._runner])
         QTimer.singleShot(0, self._settle)
+        self._listen()
+
+    def _listen(self) -> None:
         self.session.result_changed.connect(self._on_result)
         self.session.scale_changed.connect(self._on_scale)
-        napari_viewer.events.theme.connect(self._follow_theme)
+        self.viewer.events.theme.connect(self._follow_theme)
 
     def _follow_theme(self) -> None:
         """B stands on the same dark or light ground as A."""
