@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import pathlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import zarr
 
 from napari_msamil.export import result_document, write_result
-from napari_msamil.folders import swap_in
+from napari_msamil.folders import beside, swap_in, sweep
 from napari_msamil.overlay import attention_maps, mean_attention, query_maps
 from napari_msamil.pipeline import classify
 from napari_msamil.slide import open_slide
@@ -155,6 +157,25 @@ def test_what_a_killed_run_left_is_removed_after_a_day(
     with open_slide(painted_svs) as slide:
         write_result(result, tmp_path / "a", slide)
     assert {p.name for p in tmp_path.iterdir()} == {"a", young.name, other.name}
+
+
+def test_what_a_dead_process_left_is_removed_at_once_and_a_live_one_keeps_its_own(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "from pathlib import Path; from napari_msamil.folders import beside; "
+        f"beside(Path({str(tmp_path / 'a')!r}), 'part').mkdir()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    mine, foreign = (
+        beside(tmp_path / "a", "part"),
+        tmp_path / "a.000000-1-0a0a0a0a.part",
+    )
+    for left in (mine, foreign):
+        left.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(tmp_path / "a")
+    assert set(tmp_path.iterdir()) == {mine, foreign}
 
 
 def test_a_failed_write_leaves_the_old_folder_and_no_rest(

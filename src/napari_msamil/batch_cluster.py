@@ -13,6 +13,7 @@ from napari_msamil.batch_job import SlideRow, run_job
 from napari_msamil.batch_pool import ATTEMPTS, deaf_children, lost_row
 from napari_msamil.device import cores
 from napari_msamil.errors import ConfigError, ExtraMissingError
+from napari_msamil.folders import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +69,8 @@ def run_on_cluster(
         if local is not None:
             with suppress(TimeoutError):
                 local.close()
+        for job in pending.values():
+            sweep(options.output / job.name)
 
 
 def _run_job(job: SlideJob, options: BatchOptions, threads: int) -> SlideRow:

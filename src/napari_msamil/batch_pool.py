@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from napari_msamil.batch_job import SlideRow, run_job
 from napari_msamil.device import cores
+from napari_msamil.folders import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +68,8 @@ def run_in_pool(
                 yield row
     finally:
         _stop(workers)
+        for job in [worker.job for worker in workers if worker.job is not None]:
+            sweep(options.output / job.name)
 
 
 def _start(index: int, count: int, options: BatchOptions) -> _Worker:
@@ -172,6 +175,7 @@ def _stop(workers: list[_Worker]) -> None:
         worker.process.join(max(0.0, deadline - time.monotonic()))
         if worker.process.is_alive():
             worker.process.kill()
+            worker.process.join(_GRACE_S)
         worker.pipe.close()
 
 

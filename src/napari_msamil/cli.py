@@ -1,7 +1,7 @@
 """`msamil`: the library from the command line.
 
 Results go to stdout or disk as plain data; progress and messages go to stderr.
-Exit codes: 0 all done; 1 some slide failed; 2 the call is wrong.
+Exit codes: 0 all done; 1 some slide failed; 2 the call is wrong; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
-OK, FAILED, WRONG_CALL = 0, 1, 2
+OK, FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(
             "msamil: stopped, nothing was half written; run the same command again to go on"
         )
-        return 130
+        return STOPPED
     except BrokenPipeError:
         return OK
     except Exception:  # noqa: BLE001 - the outermost door: a person gets a sentence and the way to report it

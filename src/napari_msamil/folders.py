@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import os
+import platform
+import re
 import shutil
 import time
 import uuid
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 
 _SWAPS = 5
 _STALE_S = 24 * 3600.0
+_HOST = hashlib.blake2b(platform.node().encode(), digest_size=3).hexdigest()
+_OWNER = re.compile(r"\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}\.[a-z]+$")
 
 
 def swap_in(part: Path, folder: Path) -> None:
@@ -43,14 +49,29 @@ def swap_in(part: Path, folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what runs that were killed left beside the folder; a younger one may still be at work."""
+    """Remove what killed runs left beside the folder: their process is gone, or nobody touched it for a day."""
     for left in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
         if left.suffix in (".part", ".old"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STALE_S:
+                if _is_orphan(left) or time.time() - left.stat().st_mtime > _STALE_S:
                     shutil.rmtree(left, ignore_errors=True)
 
 
 def beside(path: Path, kind: str) -> Path:
-    """A name that no other run into the same folder takes."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+    """A name that no other run into the same folder takes, and that says whose it is."""
+    owner = f"{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f"{path.name}.{owner}.{kind}")
+
+
+def _is_orphan(left: Path) -> bool:
+    """Whether the process that made it ran on this machine and is gone."""
+    owner = _OWNER.search(left.name)
+    if owner is None or owner[1] != _HOST or os.name != "posix":
+        return False
+    try:
+        os.kill(int(owner[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False  # it is somebody else's
+    return False
