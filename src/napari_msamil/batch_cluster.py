@@ -100,12 +100,12 @@ def _connect(distributed: Any, address: str) -> tuple[Any, Any]:
         dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1})
         if kind == "local":
             # What happens to workers is told in rows, not in Dask's words.
-            logging.getLogger("distributed").setLevel(logging.ERROR)
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             cluster = distributed.LocalCluster(
                 n_workers=int(rest),
                 threads_per_worker=1,
                 dashboard_address=None,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             )
             return distributed.Client(cluster), cluster
         return distributed.Client(address, timeout="10s"), None
