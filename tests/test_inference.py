@@ -22,6 +22,7 @@ from napari_msamil.encoding import (
 )
 from napari_msamil.errors import RegionError
 from napari_msamil.feature_store import FeatureStore
+from napari_msamil.exact import one_thread
 from napari_msamil.inference import FeatureBag, aggregate, encode_patches
 from napari_msamil.masks import MaskSource, SlideMask
 from napari_msamil.patch_reader import PatchBatch, read_patch
@@ -230,8 +231,9 @@ def test_running_out_of_memory_halves_the_batch_and_says_so(
     loaded: LoadedModel,
 ) -> None:
     loose = dataclasses.replace(FP32, batch_size=8, exact=False)
-    encoder = PatchEncoder(loaded, loose)
-    real = encoder._call
+    with one_thread(True):
+        encoder = PatchEncoder(loaded, loose)
+    real = encoder._encoder
 
     def small(images: torch.Tensor) -> torch.Tensor:
         if len(images) > 2:
@@ -245,6 +247,22 @@ def test_running_out_of_memory_halves_the_batch_and_says_so(
     assert [n.split()[-4] for n in encoder.notices] == ["4", "2"]
     expected = PatchEncoder(loaded, FP32)(pixels)
     np.testing.assert_allclose(features, expected, atol=2e-5)
+
+
+def test_shares_of_several_threads_are_put_together_in_order(
+    loaded: LoadedModel,
+) -> None:
+    loose = dataclasses.replace(FP32, batch_size=6, exact=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        encoder = PatchEncoder(loaded, loose)
+    finally:
+        torch.set_num_threads(before)
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), np.uint8)
+    assert encoder.batch_size == 6
+    expected = PatchEncoder(loaded, FP32)(pixels)
+    np.testing.assert_allclose(encoder(pixels), expected, atol=2e-5)
 
 
 def test_an_error_that_is_not_memory_is_not_hidden(loaded: LoadedModel) -> None:

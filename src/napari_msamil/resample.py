@@ -2,7 +2,7 @@
 
 Where patches are not read pixel for pixel, Pillow's filter takes more time than decoding. Its arithmetic is whole
 numbers of 22 fractional bits, first along rows, then along columns, each step rounded to bytes. The kernels here do
-the same sums in an order that vectorises. numba is optional (extra `fast`); without it Pillow does the work.
+the same sums in an order that vectorises. numba is optional (extra `fast`, part of `all`); without it Pillow does the work.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def fast_resize() -> Resize | None:
         return None
     try:
         resize = exact_resize(_compiled())
-    except ImportError:
+    except (ImportError, RuntimeError):
+        # RuntimeError: numba found no folder that it may keep its code in.
         return None
     return resize if _gives_pillows_bits(resize) else None
 
