@@ -287,6 +287,9 @@ def test_progress_says_rates_and_time_left_and_counts_no_cached_patch(
     assert meter.message == (
         "b: mask 0/0 · 18 slides/h · 0 patches/s (read 160, encode 5) · 10 min left"
     )
+    meter.step("c", Progress(Stage.ENCODE, 70, 90))
+    meter.count(SlideRow("c", "c.svs", "failed", error="the disk is full"))
+    assert " 0 patches/s (read 160" in meter.message
 
 
 def test_an_unreachable_cluster_is_a_wrong_call(

@@ -21,8 +21,8 @@ from napari_msamil.encoding import (
     in_places,
 )
 from napari_msamil.errors import RegionError
-from napari_msamil.feature_store import FeatureStore
 from napari_msamil.exact import one_thread
+from napari_msamil.feature_store import FeatureStore
 from napari_msamil.inference import FeatureBag, aggregate, encode_patches
 from napari_msamil.masks import MaskSource, SlideMask
 from napari_msamil.patch_reader import PatchBatch, read_patch

@@ -21,6 +21,7 @@ from napari_msamil.batch_job import SlideRow
 from napari_msamil.progress import finish
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 NAMES = ("a", "b", "c", "d")
@@ -163,6 +164,46 @@ def test_a_full_disk_fails_slides_with_the_reason_and_leaves_nothing_half_writte
     summary = run(slides, options)
     assert (summary.done, summary.failed) == (len(NAMES), 0)
     assert logits(options.output) == undisturbed(slides, options)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB: room for the results of a slide or two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        made = subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        made = False
+    if not made:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_rest_follows(
+    slides: Path, options: BatchOptions, small_disk: Path
+) -> None:
+    there = dataclasses.replace(options, output=small_disk / "out")
+    cache = {**os.environ, "MSAMIL_CACHE": str(small_disk / "cache")}
+    words = command(slides, there)
+    ended = subprocess.run(
+        words, capture_output=True, text=True, env=cache, check=False
+    )
+    assert ended.returncode == 1
+    assert "(No space left on device)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    expected = undisturbed(slides, options)
+    finished = logits(there.output)
+    assert 0 < len(finished) < len(NAMES)
+    assert finished == {name: expected[name] for name in finished}
+    left = {p.name for p in there.output.iterdir()}
+    assert left <= {*finished, "summary.csv"}
+    grow = ["mount", "-o", "remount,size=64m", str(small_disk)]
+    subprocess.run(grow, check=True)
+    subprocess.run(words, check=True, capture_output=True, env=cache)
+    assert logits(there.output) == expected
 
 
 def test_two_runs_at_once_into_one_folder_and_cache_both_succeed(

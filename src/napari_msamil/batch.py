@@ -156,7 +156,8 @@ class _Meter:
         """A slide is finished; what its first step found in the cache was not encoded."""
         first, _ = self._under_way.pop(row.slide, (None, None))
         self._finished += 1
-        self._encoded += row.patches - (first.done if first else 0)
+        if row.status != "failed":
+            self._encoded += row.patches - (first.done if first else 0)
         self._read_s += row.read_s
         self._encode_s += row.encode_s
 

@@ -77,7 +77,7 @@ def _conv_norm_pairs(
     net: nn.Module, pixels: Tensor
 ) -> tuple[list[tuple[str, str]], Tensor]:
     """Names of convolutions and the norms that read their output, each run once; and the features of the pass."""
-    from timm.layers import BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d
 
     made: dict[int, tuple[str, Tensor]] = {}
     runs: dict[str, int] = {}
