@@ -8,19 +8,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError
 from training.config import (
     RECIPES,
     AugmentSpec,
     E2ESpec,
+    ExtractSpec,
     describe,
     model_config,
     read_recipe,
     section,
 )
+from training.dino_task import DinoSpec
+from training.mhim_task import MhimSpec
+from training.mil_task import MilSpec
+from training.run import RunSpec
+from training.segment_task import SegmentSpec
+from training.table_training import TrainingTablesSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+TABLES: dict[str, type[Spec]] = {
+    "segment": SegmentSpec,
+    "e2e": E2ESpec,
+    "extract": ExtractSpec,
+    "mil": MilSpec,
+    "mhim": MhimSpec,
+    "dino": DinoSpec,
+    "tables": TrainingTablesSpec,
+}
 
 
 def _recipe(folder: Path, text: str) -> Path:
@@ -100,6 +119,19 @@ def test_built_in_recipes_are_valid(name: str) -> None:
     raw = read_recipe(name)
     assert section(raw, "e2e", E2ESpec).epochs >= 1
     assert len(model_config(raw, ("a", "b")).patches.scales) == 3
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.toml")))
+def test_every_table_of_a_built_in_recipe_is_known_and_valid(name: str) -> None:
+    raw = read_recipe(name)
+    stages = raw.pop("stages", None)
+    if stages is not None:
+        assert section({"run": {"stages": stages}}, "run", RunSpec).stages
+    assert model_config(raw, ("a", "b")).patches.scales
+    raw.pop("model", None)
+    assert set(raw) <= set(TABLES)
+    for table in raw:
+        section(raw, table, TABLES[table])
 
 
 def test_the_model_table_changes_a_preset_deeply() -> None:
