@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError
 from training.config import (
     RECIPES,
@@ -29,6 +28,8 @@ from training.table_training import TrainingTablesSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from napari_msamil.config import Spec
 
 
 TABLES: dict[str, type[Spec]] = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,15 @@ def _conv_norm_pairs(
     """Names of convolutions and the norms that read their output, each run once; and the features of the pass."""
     from timm.layers.norm_act import BatchNormAct2d
 
-    made: dict[int, tuple[str, Tensor]] = {}
+    # Weak: the maps of a whole network together would be hundreds of megabytes.
+    made: dict[int, tuple[str, ref[Tensor]]] = {}
     runs: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
     hooks = []
 
     def note_output(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            made[id(output)] = (name, output)
+            made[id(output)] = (name, ref(output))
             runs[name] = runs.get(name, 0) + 1
 
         return hook
@@ -94,8 +95,9 @@ def _conv_norm_pairs(
     def note_input(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             runs[name] = runs.get(name, 0) + 1
-            if id(inputs[0]) in made:
-                pairs.append((made[id(inputs[0])][0], name))
+            conv, output = made.get(id(inputs[0]), ("", None))
+            if output is not None and output() is inputs[0]:
+                pairs.append((conv, name))
 
         return hook
 
