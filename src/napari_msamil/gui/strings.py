@@ -64,7 +64,7 @@ class SLIDE:
     source_user = "you"
     smooth = "Smooth panning"
     smooth_tip = "Turns napari's asynchronous slicing on: tiles are read beside the window instead of inside it. This is napari's own setting (Preferences ▸ Experimental) and stays on."
-    smooth_offer = "Slides pan smoothly when napari reads tiles beside the window (asynchronous slicing). This is asked once; “Smooth panning” in the workbench and Preferences ▸ Experimental change it any time."
+    smooth_offer = "Let napari read tiles beside the window, so that slides pan smoothly? Asked once; the workbench has the switch."
     smooth_accept = "Turn on"
     filter = "Slides (*.svs *.ndpi *.vms *.vmu *.scn *.mrxs *.svslide *.bif *.czi *.dcm *.tif *.tiff);;All files (*)"
 
