@@ -108,11 +108,12 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_finishes_the_rest(
     assert "Traceback" not in said
     finished = {p.parent.name for p in options.output.glob("*/run.json")}
     assert 1 <= len(finished) < len(NAMES)
-    if not way:  # a worker is killed at once and may leave a part, which no run takes for a result
+    if not way:  # a worker is killed at once and may leave a part, which the next run sweeps away
         assert not list(options.output.rglob("*.part"))
     summary = run(slides, options)
     assert {r.slide for r in summary.rows if r.status == "skipped"} == finished
     assert summary.done == len(NAMES) - len(finished)
+    assert not list(options.output.rglob("*.part"))
     assert logits(options.output) == undisturbed(slides, options)
 
 
