@@ -6,10 +6,12 @@ error. `--set mhim.high=0.02` and the like change what every run shares; Table 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from napari_msamil.errors import ConfigError
 
 from .mhim_runs import FoldFigures, MhimRuns, Variant
 from .table_work import TableResult, TableWork
@@ -196,7 +198,7 @@ def figure_5(work: TableWork) -> TableResult:
     """The teacher's validation AUC over training, with and without the student's initialisation."""
     runs = MhimRuns(work)
     lines, curves = [], {}
-    for method in PAIR:
+    for method in _pair(work):
         for title, start in (("w/ init", "projection"), ("w/o init", "none")):
             line = Line(title, Variant(method, {"start": start, "patience": 0}))
             found = runs.figures(line.variant)
@@ -249,7 +251,7 @@ def _sweep(
 ) -> TableResult:
     runs = MhimRuns(work)
     lines, curves = [], {}
-    for method in PAIR:
+    for method in _pair(work):
         found = [(v, runs.figures(Variant(method, {name: v}))) for v in values]
         lines += [
             (Line(f"{name} = {v:g}", Variant(method, {name: v})), f) for v, f in found
@@ -264,7 +266,37 @@ def _sweep(
 
 def _table(work: TableWork, title: str, lines: Sequence[Line]) -> TableResult:
     runs = MhimRuns(work)
-    return _result(title, [(line, runs.figures(line.variant)) for line in lines], work)
+    chosen = lines_of(lines, work.options.methods)
+    return _result(title, [(line, runs.figures(line.variant)) for line in chosen], work)
+
+
+def lines_of(lines: Sequence[Line], methods: Sequence[str]) -> list[Line]:
+    """The lines of some methods, or all where none is named; each is compared with the same line as before.
+
+    Raises:
+        ConfigError: The table has no line of these methods.
+    """
+    kept = [
+        i for i, x in enumerate(lines) if not methods or x.variant.method in methods
+    ]
+    if not kept:
+        known = ", ".join(dict.fromkeys(x.variant.method for x in lines))
+        raise ConfigError(
+            f"This table has no line of {', '.join(methods)}; it has {known}."
+        )
+    place = {old: new for new, old in enumerate(kept)}
+    return [
+        replace(
+            lines[i],
+            against=None if (base := lines[i].against) is None else place[base],
+        )
+        for i in kept
+    ]
+
+
+def _pair(work: TableWork) -> list[str]:
+    lines = [Line("", Variant(method)) for method in PAIR]
+    return [x.variant.method for x in lines_of(lines, work.options.methods)]
 
 
 def _result(

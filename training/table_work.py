@@ -39,7 +39,7 @@ class TableOptions:
         jobs: Folds at once.
         device, precision: As everywhere.
         epochs: Epochs of MIL trainings; None leaves the recipe's.
-        methods: Methods of Table 2 that are run; empty runs all.
+        methods: Methods of Table 2 and of the MHIM tables that are run; empty runs all.
         bags: Bags for Table 2 that are there already; `{fold}` in it stands for the fold whose encoder made them.
             Empty: they are made with `model`.
     """

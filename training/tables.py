@@ -104,7 +104,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_training(parser: argparse.ArgumentParser, default: TableOptions) -> None:
     parser.add_argument("--epochs", type=int, help="epochs of each MIL training")
     parser.add_argument(
-        "--methods", nargs="+", default=[], help="of msamil-2: only these, and iaam"
+        "--methods",
+        nargs="+",
+        default=[],
+        help="of msamil-2: only these, and iaam; of the mhim tables: only these",
     )
     parser.add_argument(
         "--bags",

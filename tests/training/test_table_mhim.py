@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from napari_msamil.errors import ConfigError
 from training.bag_dataset import BagDataset
 from training.bags import save_bag
 from training.compare import BagParts, train_plain
 from training.config import checked
 from training.mhim_runs import MhimRuns, Variant
 from training.mil_task import MilSpec
-from training.table_mhim import figure_5, mean_curve, table_4
+from training.table_mhim import Line, figure_5, lines_of, mean_curve, table_4
 from training.table_names import MHIM_TABLES
 from training.table_work import TableOptions, TableWork, as_markdown
 from training.tables import TABLES
@@ -85,6 +87,28 @@ def test_figure_of_the_teacher_has_a_curve_per_start(options: TableOptions) -> N
         f"{m} {s}" for m in ("AB-MIL", "TransMIL") for s in ("w/ init", "w/o init")
     ]
     assert all(len(line.get_ydata()) == 2 for line in axes.lines)
+
+
+def test_lines_of_some_methods_are_compared_with_the_same_lines_as_before() -> None:
+    lines = [
+        Line("0", Variant("abmil")),
+        Line("1", Variant("transmil")),
+        Line("2", Variant("transmil", {}), against=1),
+        Line("3", Variant("abmil", {}), against=0),
+        Line("4", Variant("transmil", {"high": 0.1}), against=2),
+    ]
+    assert lines_of(lines, ()) == lines
+    chosen = lines_of(lines, ["transmil"])
+    assert [(x.title, x.against) for x in chosen] == [("1", None), ("2", 0), ("4", 1)]
+    with pytest.raises(ConfigError, match="abmil, transmil"):
+        lines_of(lines, ["dsmil"])
+
+
+def test_a_table_of_one_method_runs_no_other(options: TableOptions) -> None:
+    work = TableWork(replace(options, methods=("abmil",)), "mhim-4")
+    assert {row[0] for row in table_4(work).rows} == {"AB-MIL"}
+    runs = MhimRuns(work).folder
+    assert {p.name.split("_")[0] for p in runs.iterdir()} == {"abmil"}
 
 
 def test_every_table_of_the_supplementary_has_a_command() -> None:
