@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from threading import Thread
+from threading import Barrier, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from napari_msamil.encoding import (
     in_places,
 )
 from napari_msamil.errors import RegionError
-from napari_msamil.exact import one_thread
+from napari_msamil.exact import Crew, one_thread
 from napari_msamil.feature_store import FeatureStore
 from napari_msamil.inference import FeatureBag, aggregate, encode_patches
 from napari_msamil.masks import MaskSource, SlideMask
@@ -247,6 +247,30 @@ def test_running_out_of_memory_halves_the_batch_and_says_so(
     assert [n.split()[-4] for n in encoder.notices] == ["4", "2"]
     expected = PatchEncoder(loaded, FP32)(pixels)
     np.testing.assert_allclose(features, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("threads", "most", "size", "each"),
+    [(1, 8, 1, 1), (6, 8, 6, 1), (12, 8, 6, 2), (7, 3, 2, 3), (5, None, 5, 1)],
+)
+def test_a_crew_shares_out_the_threads(
+    threads: int, most: int | None, size: int, each: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        crew = Crew(most)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert crew.size == size
+    together = Barrier(size)
+
+    def count(_: int) -> int:
+        together.wait()
+        return torch.get_num_threads()
+
+    assert crew.map(count, range(size)) == [each] * size
 
 
 def test_shares_of_several_threads_are_put_together_in_order(

@@ -37,6 +37,8 @@ CPU_SHARE = 4
 """Patches of 256 pixels that one thread of a CPU encodes at a time."""
 LARGE_PX = 384
 """From this side on each thread takes one patch: no place of a batch stays empty, and a stopped run waits less."""
+MAX_CREW = 8
+"""Workers of a CPU with many cores: more would wait for Python's lock and fill the memory with their maps."""
 GPU_BATCH = 64
 MAX_QUEUE = 3
 """A batch goes out with empty places rather than let more patches than this wait for one place."""
@@ -88,7 +90,8 @@ class PatchEncoder:
         self, loaded: LoadedModel, runtime: Runtime, *, compiled: bool = False
     ) -> None:
         self.runtime = runtime
-        self._crew = Crew() if runtime.torch_device.type == "cpu" else None
+        on_cpu = runtime.torch_device.type == "cpu"
+        self._crew = Crew(None if runtime.exact else MAX_CREW) if on_cpu else None
         self.batch_size = self._wanted_batch(loaded)
         self.notices: list[str] = []
         self.seconds = 0.0
@@ -130,9 +133,10 @@ class PatchEncoder:
         return out
 
     def _features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The batch at once on a GPU; on a CPU a share of it per thread, each of which computes alone.
+        """The batch at once on a GPU; on a CPU a share of it for each worker, which computes alone.
 
-        That is a sixth faster than all threads for one patch (seen: 71 against 82 ms, B3 at 512 pixels, two cores).
+        On few cores that is one thread, a sixth faster than all threads for one patch (seen: 71 against 82 ms, B3 at
+        512 pixels, two cores).
         """
         if self._call is None:
             self._call = self._made_ready(pixels.shape[1])

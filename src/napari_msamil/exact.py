@@ -8,6 +8,7 @@ a time by several threads.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
@@ -36,20 +37,25 @@ def one_thread(wanted: bool) -> Iterator[None]:
 
 
 class Crew:
-    """As many threads as torch would use here, each of which computes with one.
+    """Workers that share out the threads that torch would use here.
+
+    Args:
+        most: At most so many workers, each with more threads where there are more; None: one thread for each.
 
     Attributes:
-        size: How many.
+        size: How many workers.
     """
 
-    def __init__(self) -> None:
-        self.size = torch.get_num_threads()
-        self._threads = ThreadPoolExecutor(self.size, "msamil-exact")
+    def __init__(self, most: int | None = None) -> None:
+        threads = torch.get_num_threads()
+        each = math.ceil(threads / (most or threads))
+        self.size = threads // each
+        self._threads = ThreadPoolExecutor(self.size, "msamil-crew")
         # torch's setting belongs to a thread, but new threads begin with the one that was set last anywhere:
         # every thread of the crew is started and set here, and then the caller's own setting is set again.
         together = Barrier(self.size)
-        list(self._threads.map(_compute_alone, [together] * self.size))
-        torch.set_num_threads(self.size)
+        list(self._threads.map(_compute_with, [(each, together)] * self.size))
+        torch.set_num_threads(threads)
 
     def map(
         self, work: Callable[[Item], Result], items: Iterable[Item]
@@ -58,7 +64,8 @@ class Crew:
         return list(self._threads.map(work, items))
 
 
-def _compute_alone(together: Barrier) -> None:
+def _compute_with(order: tuple[int, Barrier]) -> None:
+    threads, together = order
     torch.get_num_threads()  # a new thread takes the common setting at its first question, and would do so later
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     together.wait()
