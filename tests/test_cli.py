@@ -163,3 +163,23 @@ def test_an_unexpected_error_keeps_its_trace(
     text = capsys.readouterr().err
     assert "surprise" in text
     assert "unexpected error" in text
+
+
+def test_compiling_without_a_compiler_is_refused_before_any_slide_is_read(
+    painted_svs: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def no_compiler(*_: object, **__: object) -> object:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr("torch.compile", no_compiler)
+    words = ["classify", str(painted_svs), "--model", str(tiny_checkpoint)]
+    out = tmp_path / "out"
+    assert cli.main([*words, "-o", str(out), "--device", "cpu", "--compile"]) == 2
+    said = capsys.readouterr().err
+    assert "Install a C++ compiler" in said
+    assert "run without --compile" in said
+    assert not out.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from threading import Barrier, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -298,6 +299,26 @@ def test_an_error_that_is_not_memory_is_not_hidden(loaded: LoadedModel) -> None:
     encoder._call = broken
     with pytest.raises(RuntimeError, match="something else"):
         encoder(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no C++ compiler"
+)
+def test_compiled_features_are_the_plain_ones_and_are_compiled_once(
+    loaded: LoadedModel,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), np.uint8)
+    runtime = dataclasses.replace(FP32, exact=False)
+    plain = PatchEncoder(loaded, runtime)(pixels)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    encoder = PatchEncoder(loaded, runtime, compiled=True)
+    first = encoder(pixels)
+    np.testing.assert_allclose(first, plain, atol=1e-5)
+    assert np.array_equal(encoder(pixels), first)
+    # the probe and the encoder, whatever the number of workers
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 def test_the_encoder_id_follows_weights_precision_and_nothing_else(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
+from napari_msamil.device import require_compiler
 from napari_msamil.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,16 +49,5 @@ def compile_encoder(encoder: nn.Module, *, fixed: bool) -> None:
         ConfigError: torch cannot compile on this machine.
     """
     parameter = next(encoder.parameters())
-    try:
-        torch.compile(_probe)(torch.zeros(3, device=parameter.device))
-    except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        raise ConfigError(
-            f"torch cannot compile on this machine ({reason}). Install a C++ compiler (or Triton for CUDA), or set "
-            "e2e.compile = false."
-        ) from error
+    require_compiler(str(parameter.device), "set e2e.compile = false")
     encoder.compile(dynamic=False if fixed else None)
-
-
-def _probe(x: torch.Tensor) -> torch.Tensor:
-    return torch.sin(x) + 1

@@ -299,11 +299,13 @@ def run_mask(args: argparse.Namespace) -> int:
 def run_classify(args: argparse.Namespace) -> int:
     """`msamil classify`."""
     from napari_msamil.batch import BatchOptions, classify_many
-    from napari_msamil.device import choose_runtime
+    from napari_msamil.device import choose_runtime, require_compiler
     from napari_msamil.terminal import finish_batch
 
     if args.cluster is None:
-        choose_runtime(args.device, args.precision)
+        runtime = choose_runtime(args.device, args.precision)
+        if args.compile:
+            require_compiler(runtime.device, "run without --compile")
     options = BatchOptions(
         model=args.model, output=args.output, mask=args.mask, patches=args.patches, mpp=args.mpp, threshold=args.threshold,
         device=args.device, precision=args.precision, workers=args.workers, cluster=args.cluster,

@@ -105,6 +105,31 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def require_compiler(device: str, instead: str) -> None:
+    """Compile a line of code, so that a machine that cannot is found out before hours are spent.
+
+    Args:
+        device: torch device string.
+        instead: What to do where torch cannot compile, as an order.
+
+    Raises:
+        ConfigError: torch cannot compile on this machine.
+    """
+    import torch
+
+    try:
+        torch.compile(_probe)(torch.zeros(3, device=device))
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ConfigError(
+            f"torch cannot compile on this machine ({reason}). Install a C++ compiler (or Triton for CUDA), or {instead}."
+        ) from error
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1
+
+
 def _best_device() -> str:
     import torch
 

@@ -12,13 +12,13 @@ import hashlib
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from napari_msamil.device import Precision, Runtime
+from napari_msamil.device import Precision, Runtime, require_compiler
 from napari_msamil.exact import Crew
 from napari_msamil.models.folding import ready_for_inference, state_version
 
@@ -39,6 +39,10 @@ LARGE_PX = 384
 """From this side on each thread takes one patch: no place of a batch stays empty, and a stopped run waits less."""
 MAX_CREW = 8
 """Workers of a CPU with many cores: more would wait for Python's lock and fill the memory with their maps."""
+CPU_COMPILER: dict[str, str | int | bool | Callable[..., object]] = {
+    "freezing": True,
+    "cpp_wrapper": True,
+}
 GPU_BATCH = 64
 MAX_QUEUE = 3
 """A batch goes out with empty places rather than let more patches than this wait for one place."""
@@ -51,7 +55,9 @@ def encoder_id(loaded: LoadedModel, runtime: Runtime, *, compiled: bool = False)
     encoder = loaded.model.encoder
     parts = [weights_hash(encoder, loaded.config.encoder), str(runtime.precision)]
     parts.append("exact" if runtime.exact else "folded")
-    return "-".join(parts + ["compiled"] * compiled)
+    if compiled:
+        parts.append("frozen" if runtime.device == "cpu" else "compiled")
+    return "-".join(parts)
 
 
 def weights_hash(encoder: nn.Module, spec: EncoderSpec) -> str:
@@ -140,11 +146,17 @@ class PatchEncoder:
         """
         if self._call is None:
             self._call = self._made_ready(pixels.shape[1])
+            if self._compiled and self._crew is not None:
+                self._crew.map(self._forward, self._shares(pixels)[:1])
         if self._crew is None:
             return self._forward(pixels)
+        return np.concatenate(self._crew.map(self._forward, self._shares(pixels)))
+
+    def _shares(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """What each worker encodes; the first share is compiled alone, or each worker would compile for itself."""
+        assert self._crew is not None
         share = math.ceil(self.batch_size / self._crew.size)
-        parts = [pixels[i : i + share] for i in range(0, len(pixels), share)]
-        return np.concatenate(self._crew.map(self._forward, parts))
+        return [pixels[i : i + share] for i in range(0, len(pixels), share)]
 
     def _made_ready(self, size_px: int) -> Callable[[Tensor], Tensor]:
         """At the first patches: a run that finds all features in the store does not wait for it."""
@@ -152,7 +164,17 @@ class PatchEncoder:
         if not self.runtime.exact:
             dtype = _DTYPES.get(self.runtime.precision)
             module = ready_for_inference(self._encoder, size_px, dtype)
-        return torch.compile(module) if self._compiled else module
+        return self._compile(module) if self._compiled else module
+
+    def _compile(self, module: nn.Module) -> nn.Module:
+        """On a CPU frozen, so that oneDNN packs weights once and fuses activations into convolutions, and called from C++.
+
+        What calls the parts from Python holds its lock while a fused part computes, and the workers wait for each
+        other (seen, B3 at 512 pixels on two cores, ms per patch: 117 plain, 116 frozen, 95 frozen and from C++).
+        """
+        require_compiler(self.runtime.device, "run without --compile")
+        options = None if self._crew is None else CPU_COMPILER
+        return cast("nn.Module", torch.compile(module, options=options))
 
     def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Bytes go to the device as they are; permuted they already are channels-last."""
