@@ -66,6 +66,19 @@ def test_runs_are_made_once_and_share_the_plain_network(options: TableOptions) -
     )
 
 
+def test_a_line_that_names_the_usual_values_is_not_trained_again(
+    options: TableOptions,
+) -> None:
+    runs = MhimRuns(TableWork(options, "mhim-1"))
+    usual = runs.figures(Variant("abmil", {}))
+    files = set(runs.folder.iterdir())
+    named = Variant("abmil", {"high": 0.01, "random": 0.5, "start": "projection"})
+    assert runs.figures(named) == usual
+    assert set(runs.folder.iterdir()) == files
+    runs.figures(Variant("abmil", {"random": 0.4}))
+    assert len(set(runs.folder.iterdir())) == len(files) + 2  # two folds
+
+
 def test_table_shows_ours_beside_the_papers(options: TableOptions) -> None:
     result = table_4(TableWork(options, "mhim-4"))
     text = as_markdown(result)
