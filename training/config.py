@@ -65,6 +65,7 @@ class LoopSpec(Spec):
         patience: Validations without improvement before stopping; 0 never stops early.
         min_epochs: Epochs before early stopping may happen.
         tie_resets: Whether a figure equal to the best one starts the patience anew (the best state stays).
+        tie_break: Whether, of states with the same best figure, the one with the lowest validation loss is kept.
         save_every: Epochs between saved states; the last epoch is always saved.
         save_minutes: Minutes between saved states inside an epoch; 0 saves after each epoch only.
         seed: Seed of everything that is drawn.
@@ -86,6 +87,7 @@ class LoopSpec(Spec):
     patience: int = Field(default=0, ge=0)
     min_epochs: int = Field(default=0, ge=0)
     tie_resets: bool = False
+    tie_break: bool = False
     save_every: int = Field(default=1, ge=1)
     save_minutes: float = Field(default=10.0, ge=0)
     seed: int = 0

@@ -95,6 +95,7 @@ class Position:
     step: int = 0
     best: float = -math.inf
     best_epoch: int = -1
+    best_loss: float = math.inf
     stale: int = 0
     seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
@@ -295,13 +296,14 @@ class TrainingRun:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in figures.items())
         self.log.note(f"epoch {self.at.epoch}: {shown}")
         sign = -1.0 if self.spec.monitor == "val_loss" else 1.0
-        value = sign * figures[self.spec.monitor]
-        if value > self.at.best:
-            self.at.best, self.at.best_epoch, self.at.stale = value, self.at.epoch, 0
+        value, loss = sign * figures[self.spec.monitor], figures.get("val_loss", 0.0)
+        better, tied = value > self.at.best, value == self.at.best
+        fresh = better or (tied and self.spec.tie_resets)
+        self.at.stale = 0 if fresh else self.at.stale + 1
+        if better or (tied and self.spec.tie_break and loss < self.at.best_loss):
+            self.at.best, self.at.best_epoch = value, self.at.epoch
+            self.at.best_loss = loss
             self.save(BEST, figures)
-        else:
-            tied = self.spec.tie_resets and value == self.at.best
-            self.at.stale = 0 if tied else self.at.stale + 1
 
     def _save_now_and_then(self) -> None:
         minutes = (time.monotonic() - self.saved_at) / 60

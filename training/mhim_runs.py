@@ -49,9 +49,9 @@ MASKS: dict[str, dict[str, Any]] = {
     "iaam": {"high": 0.01, "random": 0.5, "high_randomness": 0.5},
 }
 """Masking of the CAMELYON16 recipes; DSMIL and IAAM take AB-MIL's."""
-_LOOP = {"epochs": 50, "patience": 0, "monitor": "val_auc"}
-"""The state with the best AUC on the validation slides, as the authors choose it: the loss of a few slides rises while AUC
-still does. No early stop, which ends trainings on a dozen slides before they have left their start, students first."""
+_LOOP = {"epochs": 50, "patience": 0, "monitor": "val_auc", "tie_break": True}
+"""The state with the best AUC on the validation slides, as the authors choose it (the loss of few slides rises while AUC
+still does); on a dozen slides many states share it. No early stop: it ends trainings, students first, before they learn."""
 _MOMENTUM = 0.999
 """The paper's 0.9999 is made for some 40,000 steps; a small cohort has a few thousand."""
 

@@ -33,6 +33,7 @@ class Toy:
         torch.manual_seed(0)
         self.network: nn.Module = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.3))
         self.figures, self.count, self.weights = list(figures), count, [0.0] * count
+        self.pairs: list[tuple[float, float]] = []
         self.dies_at = -1
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -90,6 +91,21 @@ def test_training_stops_when_nothing_gets_better_but_not_too_early(
     assert result.reason == ("finished" if epochs == 8 else "early")
     assert result.best == 1
     assert (tmp_path / "best.pt").exists()
+
+
+@pytest.mark.parametrize(("tie_break", "kept"), [(False, 2), (True, 4)])
+def test_of_equal_states_the_first_or_the_surest_is_kept(
+    tmp_path: Path, tie_break: bool, kept: int
+) -> None:
+    class Judged(Toy):
+        def validate(self) -> dict[str, float]:
+            auc, loss = self.pairs.pop(0)
+            return {"val_auc": auc, "val_loss": loss}
+
+    task = Judged()
+    task.pairs = [(0.5, 0.1), (1.0, 0.6), (0.9, 0.2), (1.0, 0.4), (1.0, 0.5)]
+    result = _fit(task, tmp_path, epochs=5, monitor="val_auc", tie_break=tie_break)
+    assert (result.best, result.best_epoch) == (1.0, kept)
 
 
 def test_class_weights_give_each_class_the_same_pull(tmp_path: Path) -> None:
