@@ -80,10 +80,10 @@ class Aggregator(nn.Module, ABC):
     """
 
     Args: ClassVar[type[Spec]] = Spec
-    needs_positions: ClassVar[bool] = False
-    one_by_one: ClassVar[bool] = False
     needs_negatives: ClassVar[bool] = False
     pads: ClassVar[bool] = False
+    needs_positions: bool = False
+    one_by_one: bool = False
     bag_loss_weight: float = 1.0
 
     def __init__(self, in_dim: int, n_classes: int, args: Any = None) -> None:

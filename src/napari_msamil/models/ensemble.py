@@ -54,8 +54,8 @@ class AggregatorEnsemble(Aggregator):
         self.members = nn.ModuleList(members)
         self.temperature = temperature
         self.parts = parts
-        self.needs_positions = first.needs_positions  # type: ignore[misc]
-        self.one_by_one = first.one_by_one  # type: ignore[misc]
+        self.needs_positions = first.needs_positions
+        self.one_by_one = first.one_by_one
 
     def _pool(
         self,
