@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from napari_msamil.errors import MsamilError
 
+from .made_with import claim, inputs_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -88,10 +90,15 @@ def _run_stages(task: FoldTask) -> str:
     from .cli import run_verb
 
     for stage in task.stages:
-        if stage.makes.exists():
-            continue
         words = list(stage.words)
-        if stage.verb in RESUMABLE and (stage.folder / STATE).exists():
+        part = os.path.relpath(stage.makes, task.folder)
+        begun = stage.verb in RESUMABLE and (stage.folder / STATE).exists()
+        finished = stage.makes.exists()
+        inputs = inputs_of([stage.verb, *words])
+        claim(task.folder, part, inputs, begun=begun or finished)
+        if finished:
+            continue
+        if begun:
             words.append("--resume")
         start = time.perf_counter(), time.process_time()
         code = run_verb(stage.verb, words)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     found = pixel_run.read_run(args, "dino", DinoSpec)
-    pixel_run.claim(args.out, resume=args.resume)
+    pixel_run.claim(args.out, found.cohort, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     task = make_task(found.config, found.spec, found.cohort, args.scale, runtime)
     pixel_run.write_config(args.out, "dino", found, args)
@@ -73,4 +73,5 @@ def make_task(
         encoder = pixel_run.published_encoder(config.encoder, spec.start)
     steps = spec.epochs * -(-len(pool) // spec.accumulate)
     index = None if scale == "all" else names.index(scale)
-    return DinoTask(encoder, config, spec, pool, index, runtime, steps)
+    data = cohort.data_hash
+    return DinoTask(encoder, config, spec, pool, index, runtime, steps, data)

@@ -120,6 +120,7 @@ class DinoTask:
         scale: Index of the scale whose patches are used; None uses all.
         runtime: Device and precision.
         total_steps: Optimiser steps of the whole run, for the teacher's momentum.
+        data_hash: Of the cohort the pool comes from; a run goes on with the same one only.
     """
 
     kind = "dino"
@@ -133,13 +134,14 @@ class DinoTask:
         scale: int | None,
         runtime: Runtime,
         total_steps: int,
+        data_hash: str = "",
     ) -> None:
         self.dino = DinoNetwork(encoder, spec).to(runtime.torch_device)
         self.network: nn.Module = self.dino
         self.config, self.spec, self.pool, self.scale = config, spec, pool, scale
         self.device = runtime.torch_device
         self.plan = StepPlan("none", 1, str(runtime.precision))
-        self.total_steps = total_steps
+        self.total_steps, self.data_hash = total_steps, data_hash
         self.faults: dict[str, str] = {}
         self._ahead: ReadAhead[Visit, Draw] | None = None
 
@@ -263,6 +265,7 @@ class DinoTask:
             "model": self.config.model_dump_json(),
             "settings": json.dumps(self.spec.model_dump(mode="json")),
             "scale": "all" if self.scale is None else names[self.scale],
+            "data_hash": self.data_hash,
         }
 
 

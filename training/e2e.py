@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     found = pixel_run.read_run(args, "e2e", E2ESpec)
     runtime = choose_runtime(rank_device(args.device), args.precision)
     if not args.check:
-        pixel_run.claim(args.out, resume=args.resume)
+        pixel_run.claim(args.out, found.cohort, resume=args.resume)
     with joined_ranks(runtime.device) as ranks:
         task = make_task(found.config, found.spec, found.cohort, runtime, ranks)
         if args.check:

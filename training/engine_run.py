@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from napari_msamil.progress import Progress, ProgressGen, Stage, finish
 from napari_msamil.slide import open_slide
 
 from .bags import save_bag
+from .made_with import claim
 from .prediction_table import Predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -73,8 +75,12 @@ def predict_cohort(
 
     Returns:
         The reason by slide, for slides that cannot be classified.
+
+    Raises:
+        ConfigError: The table was begun with another model or other patches.
     """
     spec = spec or EngineSpec()
+    claim(path.parent, path.name, _inputs(loaded, spec), begun=path.exists())
     done = _finished(path)
     failed: dict[str, str] = {}
     for number, row in enumerate(rows):
@@ -91,11 +97,16 @@ def predict_cohort(
     return failed
 
 
-def read_engine_run(path: Path) -> tuple[Predictions, dict[str, dict[str, str]]]:
-    """The predictions of `predict_cohort`, and the whole line of each slide."""
+def read_engine_run(
+    path: Path, rows: Sequence[CohortRow]
+) -> tuple[Predictions, dict[str, dict[str, str]]]:
+    """The predictions of `predict_cohort` for some slides, and the whole line of each; an earlier run may have left more."""
+    wanted = {row.slide_id for row in rows}
     with path.open(newline="", encoding="utf-8") as file:
         lines = {line["slide_id"]: line for line in csv.DictReader(file)}
-    return read_predictions(path), lines
+    found = read_predictions(path)
+    chosen = [i for i, name in enumerate(found.slide_ids) if name in wanted]
+    return found.take(chosen), {k: v for k, v in lines.items() if k in wanted}
 
 
 def reliability_lines(lines: Iterable[Mapping[str, str]]) -> list[str]:
@@ -125,6 +136,18 @@ def reliability_lines(lines: Iterable[Mapping[str, str]]) -> list[str]:
         f"{n} of {len(known)} slides were called {name}." for name, n in judged.items()
     ]
     return said
+
+
+def _inputs(loaded: LoadedModel, spec: EngineSpec) -> dict[str, str]:
+    """What decides the answers; slides may be added."""
+    own = loaded.config.patches.model_dump_json().encode()
+    return {
+        "model": loaded.sha256,
+        "choice of patches": spec.patches,
+        "mask": spec.mask,
+        "seed": str(spec.seed),
+        "patch settings": hashlib.sha256(own).hexdigest(),
+    }
 
 
 def _one(

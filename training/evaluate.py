@@ -246,7 +246,7 @@ def _classify(
         raise ConfigError(
             f"No slide could be classified: {next(iter(failed.values()), 'no slide')}"
         )
-    predictions, lines = read_engine_run(table)
+    predictions, lines = read_engine_run(table, rows)
     return predictions, failed, reliability_lines(lines.values())
 
 

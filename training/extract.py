@@ -29,7 +29,15 @@ from napari_msamil.tissue import find_tissue
 
 from .bags import StoredBag, save_bag
 from .cohort import read_cohort
-from .config import ExtractSpec, add_recipe_arguments, describe, read_recipe, section
+from .config import (
+    ExtractSpec,
+    add_recipe_arguments,
+    config_hash,
+    describe,
+    read_recipe,
+    section,
+)
+from .made_with import claim, inputs_of
 from .scale_encoders import load_encoders
 
 if TYPE_CHECKING:
@@ -74,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     cohort = read_cohort(args.cohort, need_labels=False)
     runtime = choose_runtime(args.device, args.precision)
     encoders = load_encoders(args.model, raw, runtime.device)
+    part = f"*.{spec.format}"
+    inputs = _inputs(args.model, spec, raw)
+    claim(args.out, part, inputs, begun=any(args.out.glob(part)))
     failed = {}
     for row in tqdm(cohort.rows, desc="extract", unit="slide", file=sys.stderr):
         path = args.out / f"{row.slide_id}.{spec.format}"
@@ -89,6 +100,18 @@ def run(args: argparse.Namespace) -> int:
     _write_summary(args.out, " ".join(args.model), spec, done, failed)
     print(f"{done} of {len(cohort)} slides have bags in {args.out}")  # noqa: T201
     return 1 if failed else 0
+
+
+def _inputs(
+    models: list[str], spec: ExtractSpec, raw: dict[str, Any]
+) -> dict[str, str]:
+    """What decides the bags; slides may be added. The recipe's model counts where it says what patches timm encoders get."""
+    named = any("timm:" in model for model in models)
+    return {
+        **inputs_of(["--model", *models]),
+        "[extract]": config_hash(spec.model_dump(mode="json")),
+        "[model]": config_hash(raw.get("model", {}) if named else {}),
+    }
 
 
 def _write_summary(

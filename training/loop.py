@@ -18,7 +18,15 @@ import torch
 from napari_msamil.errors import MsamilError
 
 from .ranks import ONE_RANK, Ranks
-from .state import BEST, LAST, load_state, rng_state, save_state, set_rng_state
+from .state import (
+    BEST,
+    LAST,
+    load_state,
+    require_same_data,
+    rng_state,
+    save_state,
+    set_rng_state,
+)
 from .stopping import stop_on_signal
 from .visits import Visit as Visit
 from .visits import class_weights, epoch_visits, schedule
@@ -335,6 +343,7 @@ class TrainingRun:
     def load(self) -> None:
         """Go on from the folder's last state."""
         state = load_state(self.folder / LAST, self.task.kind)
+        require_same_data(state, self.task.description(), self.folder / LAST)
         self.task.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.at = Position(**state["position"])

@@ -86,7 +86,7 @@ def pretrained_weights(
     """Weights of the plain network: given, finished before, or trained now; None if a signal stopped it."""
     from .log import RunLog
     from .loop import fit
-    from .state import BEST, LAST, seed_everything
+    from .state import BEST, LAST, load_state, require_same_data, seed_everything
 
     args = work.args
     if args.pretrained is not None:
@@ -109,8 +109,13 @@ def pretrained_weights(
         if result.reason == "stopped":
             return None
         finish_run(folder, task.aggregator, parts, work.cohort, result)
-    best = folder / BEST
-    return read_weights(best if best.is_file() else folder / LAST)
+    best = folder / BEST if (folder / BEST).is_file() else folder / LAST
+    require_same_data(
+        load_state(best),
+        {**work.notes(), "encoder_id": parts["train"].encoder_id},
+        best,
+    )
+    return read_weights(best)
 
 
 def student_task(

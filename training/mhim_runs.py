@@ -99,6 +99,10 @@ class MhimRuns:
     def __init__(self, work: TableWork) -> None:
         self.work = work
         self.folder = work.shared / "mhim_runs"
+        self._data = {
+            "bags": work.bags_folder(work.options.model, patches="tissue").name,
+            "splits": read_splits(work.splits()).sha256,
+        }
         raw = read_recipe(work.options.recipe, work.options.overrides)
         self.overrides: dict[str, dict[str, Any]] = {
             name: dict(raw.get(name, {})) for name in ("mil", "mhim")
@@ -122,7 +126,7 @@ class MhimRuns:
 
     def _run(self, variant: Variant, fold: int) -> dict[str, Any]:
         settings = self._settings(variant, fold)
-        made = {"init": variant.init, "args": METHODS[variant.method]}
+        made = {"init": variant.init, "args": METHODS[variant.method], **self._data}
         key = config_hash({**made, "settings": settings.model_dump()})
         path = self.folder / f"{variant.method}_{key}_fold{fold}.json"
         if path.exists():
@@ -139,7 +143,9 @@ class MhimRuns:
             "curve": outcome.curve,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found), encoding="utf-8")
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(found), encoding="utf-8")
+        beside.replace(path)
         return found
 
     def _train(self, variant: Variant, settings: MilSpec, fold: int) -> Outcome:
@@ -182,7 +188,8 @@ class MhimRuns:
 
     def _weights_path(self, method: str, fold: int) -> Path:
         plain = self._settings(Variant(method), fold).model_dump()
-        return self.folder / f"{method}_{config_hash(plain)}_fold{fold}.pt"
+        key = config_hash({**plain, "args": METHODS[method], **self._data})
+        return self.folder / f"{method}_{key}_fold{fold}.pt"
 
     def parts(self, fold: int) -> BagParts:
         """The bags of a fold, read once."""

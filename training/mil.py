@@ -140,7 +140,16 @@ class BagWork:
         return parts
 
     def write_config(self, specs: Mapping[str, LoopSpec]) -> None:
-        """Write the configuration in force beside the results."""
+        """Write the configuration in force beside the results.
+
+        Raises:
+            CheckpointError: The run that is to go on was trained on other data.
+        """
+        from .state import LAST, load_state, require_same_data
+
+        last = self.args.out / LAST
+        if self.args.resume and last.is_file():
+            require_same_data(load_state(last), self.notes(), last)
         self.args.out.mkdir(parents=True, exist_ok=True)
         text = resolved_toml({"model": self.model, **specs})
         (self.args.out / "config.json").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ A recipe lists its stages as `[[stages]]` with `verb`, `args` and `makes` (the f
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -21,6 +22,7 @@ from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError, MsamilError
 
 from .config import RECIPES, checked, read_recipe
+from .made_with import changed, claim, inputs_of
 
 if TYPE_CHECKING:
     import argparse
@@ -68,10 +70,12 @@ def run(args: argparse.Namespace) -> int:
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.verb}"
         made = Path(_filled(stage.makes, args.out, recipe))
-        if made.exists() or (args.only and stage.verb not in args.only):
-            _say(f"{title}: {'done already' if made.exists() else 'not asked for'}")
-            continue
         words = [_filled(w, args.out, recipe) for w in shlex.split(stage.args)]
+        inputs = inputs_of([stage.verb, *words])
+        if made.exists() or (args.only and stage.verb not in args.only):
+            _say(f"{title}: {_skipped(args.out, made, inputs)}")
+            continue
+        claim(args.out, _part(args.out, made), inputs, begun=False)
         _say(f"{title} {shlex.join(words)}")
         start = time.monotonic()
         code = run_verb(stage.verb, words)
@@ -79,6 +83,20 @@ def run(args: argparse.Namespace) -> int:
             raise MsamilError(f"The stage {title} ended with code {code}. See above.")
         _note(args.out, {"stage": title, "seconds": round(time.monotonic() - start, 1)})
     return 0
+
+
+def _skipped(out: Path, made: Path, inputs: dict[str, str]) -> str:
+    """Why a stage is not run; a finished one of an older recipe is kept, but said to be one."""
+    if not made.exists():
+        return "not asked for"
+    other = changed(out, _part(out, made), inputs)
+    if not other:
+        return "done already"
+    return f"done already, but with another {', '.join(other)} than now; delete {made} to run it again"
+
+
+def _part(out: Path, made: Path) -> str:
+    return os.path.relpath(made, out)
 
 
 def recipe_path(name: str) -> Path:

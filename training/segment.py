@@ -32,6 +32,7 @@ from .config import (
 )
 from .log import RunLog
 from .loop import FitResult, fit
+from .pixel_run import claim
 from .segment_data import SegmentItem, read_items
 from .segment_figures import (
     best_global_threshold,
@@ -101,10 +102,7 @@ def run(args: argparse.Namespace) -> int:
         args.cohort, splits=args.splits, fold=args.fold, need_labels=False
     )
     network = segmenter_spec(raw)
-    if (args.out / LAST).exists() and not args.resume:
-        raise ConfigError(
-            f"{args.out} holds a training already. Go on with --resume, or choose another folder."
-        )
+    claim(args.out, cohort, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     result = train_segment(network, spec, cohort, args.out, runtime, resume=args.resume)
     print(json.dumps(_summary(result)))  # noqa: T201

@@ -104,6 +104,32 @@ def set_rng_state(saved: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(saved["cuda"])
 
 
+def require_same_data(
+    state: Mapping[str, Any], description: Mapping[str, Any], path: Path
+) -> None:
+    """Refuse to train a state further on other data: what it has seen may be what it is tested on.
+
+    Args:
+        state: A loaded state.
+        description: What the task that would go on says about itself.
+        path: The state's file, for the message.
+
+    Raises:
+        CheckpointError: Slides, labels or splits differ, or the features are another encoder's.
+    """
+    known = state.get("description", {})
+    for name, what in (
+        ("data_hash", "slides, labels or splits"),
+        ("encoder_id", "features"),
+    ):
+        old, new = known.get(name), description.get(name)
+        if old and new and old != new:
+            raise CheckpointError(
+                f"{path} was trained on other {what}, perhaps of another fold. Train into another folder, or give the "
+                "same data to go on."
+            )
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python and torch (NumPy generators are seeded where they are made)."""
     random.seed(seed)

@@ -189,7 +189,7 @@ def engine_runs(work: TableWork) -> dict[str, Run]:
         failed = finish(predict_cohort(cohort, rows, model, runtime, path, spec))
         for slide, reason in failed.items():
             say(f"{slide}: {reason}")
-        runs[name] = read_engine_run(path)
+        runs[name] = read_engine_run(path, rows)
     return runs
 
 

@@ -19,6 +19,7 @@ from napari_msamil.errors import ConfigError
 
 from . import plots
 from .config import E2ESpec, read_recipe, section
+from .cv_fold import STATE
 from .log import read_log
 from .splits import read_splits
 from .summary import compare, comparison_lines, summarise
@@ -111,6 +112,7 @@ def figure_3a(work: TableWork) -> TableResult:
         "-o",
         folder,
         *work.device_words(),
+        *(["--resume"] if (folder / STATE).exists() else []),
     ]
     for change in work.options.overrides:
         words += ["--set", change]

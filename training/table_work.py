@@ -7,15 +7,17 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.errors import ConfigError, MsamilError
 
 from .cohort import read_cohort
+from .cv_fold import STATE
+from .made_with import claim, inputs_of, model_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -116,11 +118,15 @@ class TableWork:
             Seconds it took, also where it was run before.
 
         Raises:
+            ConfigError: It was made with something else before.
             MsamilError: It failed.
         """
         from .cli import run_verb
 
         times = makes.parent / "seconds.json"
+        inputs = inputs_of([verb, *words])
+        begun = makes.exists() or (makes.parent / STATE).exists()
+        claim(makes.parent, makes.name, inputs, begun=begun)
         if not makes.exists():
             say(f"{verb} → {makes}")
             start = time.perf_counter()
@@ -161,7 +167,7 @@ class TableWork:
         self, model: str, patches: str = "lesion", mask: str = "model"
     ) -> Path:
         """Where the bags of one encoder and selection lie."""
-        return self.shared / f"bags_{_safe(model)}_{patches}_{mask}"
+        return self.shared / f"bags_{model_key(model)}_{patches}_{mask}"
 
     def crossval(
         self, name: str, verb: str, words: Sequence[str | Path]
@@ -247,12 +253,6 @@ def require_test_slides(cohort: Cohort, split: str) -> tuple[Any, ...]:
             f"No slide of {cohort.path} is in the split {split!r}. Choose another with --split."
         )
     return rows
-
-
-def _safe(text: str) -> str:
-    return "".join(
-        c if c.isalnum() or c in "-." else "_" for c in Path(text).stem or text
-    )
 
 
 def _toml(content: Mapping[str, Any], prefix: str = "") -> list[str]:

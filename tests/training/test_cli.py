@@ -94,3 +94,22 @@ def test_finished_stages_are_skipped_and_a_failing_one_ends_the_run(
     err = capsys.readouterr().err
     assert "[1/2] synth: done already" in err
     assert "absent" in err
+
+
+def test_a_finished_stage_of_an_older_recipe_is_kept_and_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.toml"
+
+    def run(slides: int) -> str:
+        args = f"-o {{out}}/c --slides {slides} --size 90 80 --jobs 1"
+        made = "{out}/c/cohort.csv"
+        recipe.write_text(
+            f"[[stages]]\nverb = 'synth'\nargs = '{args}'\nmakes = '{made}'\n"
+        )
+        assert main(["run", "--config", str(recipe), "-o", str(tmp_path / "o")]) == 0
+        return capsys.readouterr().err
+
+    run(2)
+    assert run(2).rstrip().endswith("synth: done already")
+    assert "done already, but with another --slides than now; delete" in run(3)

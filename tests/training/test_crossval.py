@@ -185,6 +185,35 @@ def test_finished_folds_are_not_run_again(work):
     assert (work / "cv" / "fold_0" / "predictions.csv").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("part", ["finished", "begun"])
+def test_folds_made_with_other_settings_are_refused_not_mixed(work, capsys, part):
+    assert crossval(work, "cv", "--folds", "0") == 0
+    if part == "begun":
+        (work / "cv" / "fold_0" / "predictions.csv").unlink()
+    assert crossval(work, "cv", "--folds", "0", mil=("--set", "mil.lr=1e-3")) == 1
+    assert "made with another --set than now" in capsys.readouterr().err
+    (work / "toy.toml").write_text(RECIPE.replace("1e-2", "1e-4"))
+    assert crossval(work, "cv") == 1
+    assert "made with another --config than now" in capsys.readouterr().err
+    assert not (work / "cv" / "figures.json").exists()
+
+
+def test_training_does_not_go_on_with_a_fold_whose_test_slides_it_may_have_seen(
+    work, capsys
+):
+    assert crossval(work, "cv", "--folds", "0") == 0
+    state = work / "cv" / "fold_0"
+    words = ["mil", "--config", str(work / "toy.toml"), "--bags", str(work / "bags")]
+    words += ["--cohort", str(work / "cohort.csv"), "-o", str(state), "--resume"]
+    words += ["--splits", str(work / "cv" / "splits.json"), "--device", "cpu"]
+    longer = ("--set", "mil.epochs=5")
+    before = {p.name: p.read_bytes() for p in state.glob("*.*") if p.is_file()}
+    assert main([*words, *longer, "--fold", "1"]) == 1
+    assert {p.name: p.read_bytes() for p in state.glob("*.*") if p.is_file()} == before
+    assert "other slides, labels or splits" in capsys.readouterr().err
+    assert main([*words, *longer, "--fold", "0"]) == 0
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(work):
     assert crossval(work, "one") == 0

@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from napari_msamil.checkpoint import save_checkpoint
+from napari_msamil.checkpoint import load_checkpoint, save_checkpoint
 from napari_msamil.config import (
     AggregatorSpec,
     EncoderSpec,
@@ -18,10 +19,14 @@ from napari_msamil.config import (
     Strategy,
     TissueSpec,
 )
+from napari_msamil.device import choose_runtime
 from napari_msamil.errors import CohortError
+from napari_msamil.models import build_model
 from napari_msamil.progress import finish
 from training import metrics
 from training.cli import main
+from training.cohort import read_cohort
+from training.engine_run import predict_cohort, read_engine_run
 from training.evaluate import worst_errors
 from training.prediction_table import (
     Predictions,
@@ -186,9 +191,6 @@ def test_an_empty_split_is_named(rng, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """Four small slides and an untrained model."""
-    import torch
-
-    from napari_msamil.models import build_model
 
     folder = tmp_path_factory.mktemp("engine")
     classes = ("glandular-smooth", "trabecular-smooth")
@@ -253,6 +255,37 @@ def test_a_checkpoint_is_evaluated_by_the_engine_and_goes_on_where_it_stopped(
     again = (tmp_path / "slides.csv").read_text().splitlines()
     assert again[:3] == kept[:3]
     assert [x.split(",")[:6] for x in again] == [x.split(",")[:6] for x in kept]
+
+
+def test_answers_of_another_model_are_never_taken_for_this_ones(
+    engine, tmp_path, capsys
+):
+    words = ["evaluate", "--cohort", str(engine / "cohort.csv"), "--device", "cpu"]
+    words += ["--split", "all", "-o", str(tmp_path / "out"), "--model"]
+    assert main([*words, str(engine / "toy.safetensors")]) == 0
+    before = (tmp_path / "out" / "slides.csv").read_text()
+    loaded = load_checkpoint(engine / "toy.safetensors")
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, build_model(loaded.config).eval())
+    capsys.readouterr()
+    assert main([*words, str(other)]) == 2
+    assert "another model than now" in capsys.readouterr().err
+    assert (tmp_path / "out" / "slides.csv").read_text() == before
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes((engine / "toy.safetensors").read_bytes())
+    assert main([*words, str(copy)]) == 0  # the same weights under another name
+
+
+def test_slides_of_an_earlier_and_wider_run_are_left_out(engine, tmp_path):
+    cohort = read_cohort(engine / "cohort.csv")
+    loaded = load_checkpoint(engine / "toy.safetensors")
+    path = tmp_path / "slides.csv"
+    runtime = choose_runtime("cpu", "fp32")
+    assert not finish(predict_cohort(cohort, cohort.rows, loaded, runtime, path))
+    some = (cohort.rows[2], cohort.rows[0])
+    found, lines = read_engine_run(path, some)
+    assert set(found.slide_ids) == set(lines) == {row.slide_id for row in some}
 
 
 def test_a_slide_that_fails_is_named_and_the_others_are_evaluated(

@@ -66,11 +66,28 @@ def test_bags_hold_the_plugins_features_in_every_format(
 def test_a_second_run_skips_finished_slides(work: Path, tmp_path: Path) -> None:
     assert _extract(work, tmp_path) == 0
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    before.pop("extracted.json")
+    for name in ("extracted.json", "made_with.json"):
+        before.pop(name)
     assert sorted(before) == ["s0.pt", "s1.pt", "s2.pt"]
     assert _extract(work, tmp_path) == 0
     after = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.pt")}
     assert after == before
+
+
+def test_bags_of_other_patches_or_models_are_not_mixed_with_those_that_are_there(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _extract(work, tmp_path) == 0
+    (tmp_path / "s1.pt").unlink()
+    assert _extract(work, tmp_path, "--set", "extract.patches=tissue") == 2
+    assert "another [extract]" in capsys.readouterr().err
+    torch.manual_seed(2)
+    save_checkpoint(tmp_path / "n.safetensors", build_model(tiny_config()).eval())
+    assert _extract(work, tmp_path, "--model", str(tmp_path / "n.safetensors")) == 2
+    assert "another --model" in capsys.readouterr().err
+    assert not (tmp_path / "s1.pt").exists()
+    as_h5 = ("--set", "extract.patches=tissue", "--set", "extract.format=h5")
+    assert _extract(work, tmp_path, *as_h5) == 0  # files of their own
 
 
 def test_tissue_patches_are_more_than_lesion_patches(

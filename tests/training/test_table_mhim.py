@@ -12,10 +12,12 @@ import torch
 from napari_msamil.errors import ConfigError
 from training.bag_dataset import BagDataset
 from training.bags import save_bag
+from training.cohort import read_cohort
 from training.compare import BagParts, train_plain
 from training.config import checked
 from training.mhim_runs import MhimRuns, Variant
 from training.mil_task import MilSpec
+from training.splits import make_splits, write_splits
 from training.table_mhim import Line, figure_5, lines_of, mean_curve, table_4
 from training.table_names import MHIM_TABLES
 from training.table_work import TableOptions, TableWork, as_markdown
@@ -64,6 +66,28 @@ def test_runs_are_made_once_and_share_the_plain_network(options: TableOptions) -
     assert mean_curve(first, "val_auc")[0] == pytest.approx(
         sum(c[0]["val_auc"] for c in first.curves) / 2
     )
+
+
+def test_runs_of_other_features_or_splits_are_not_taken_up(
+    options: TableOptions,
+) -> None:
+    plain = Variant("abmil")
+    runs = MhimRuns(TableWork(options, "mhim"))
+    runs.figures(plain)
+    files = set(runs.folder.iterdir())
+    splits = TableWork(options, "mhim").splits()
+    table = read_cohort(options.cohort, need_files=False)
+    other = splits.with_name("other.json")
+    write_splits(other, make_splits(table, 2, seed=7))
+    MhimRuns(TableWork(replace(options, splits=other), "mhim")).figures(plain)
+    assert len(set(runs.folder.iterdir()) - files) == 4  # figures and weights, twice
+    model = options.cohort.with_name("toy.safetensors")
+    model.write_bytes(b"weights")
+    first = TableWork(replace(options, model=str(model)), "mhim").bags_folder(
+        str(model)
+    )
+    model.write_bytes(b"others")
+    assert TableWork(options, "mhim").bags_folder(str(model)) != first
 
 
 def test_a_line_that_names_the_usual_values_is_not_trained_again(
