@@ -95,7 +95,7 @@ def main() -> int:
     for method in args.methods:
         for data in sets:
             run_method(data, method, args)
-    print(table(read_rows(args.out)))
+    print(table([row for row in read_rows(args.out) if is_asked(row, args)]))
     return 0
 
 
@@ -103,6 +103,8 @@ def run_method(data: ClassicSet, method: str, args: argparse.Namespace) -> None:
     """All folds of the wanted repeats, unless the result file has them."""
     repeats = args.repeats if method in STACKED else args.slow_repeats
     key = {"set": data.name, "method": method, "grid": args.grid, "repeats": repeats}
+    if method in STACKED:
+        key["seeds"] = args.seeds
     if any(key.items() <= row.items() for row in read_rows(args.out)):
         return
     start = time.process_time()
@@ -114,6 +116,14 @@ def run_method(data: ClassicSet, method: str, args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps([*read_rows(args.out), row], indent=1))
     print(json.dumps(row), file=sys.stderr, flush=True)
+
+
+def is_asked(row: dict, args: argparse.Namespace) -> bool:
+    """Whether a line was made with these settings: others are not averaged with it."""
+    if row["method"] not in STACKED:
+        return row["repeats"] == args.slow_repeats
+    wanted = {"grid": args.grid, "repeats": args.repeats, "seeds": args.seeds}
+    return wanted.items() <= row.items()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from napari_msamil.errors import CohortError, StoreError
+from napari_msamil.errors import CohortError, ConfigError, StoreError
 
 from .bag_dataset import BagDataset
 from .bags import SUFFIXES, StoredBag, load_bag
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from napari_msamil.config import ModelConfig, ScaleSpec
+
     from .cohort import Cohort, CohortRow
 
 _SHOWN = 5
+_NESTED = ("csmil", "dasmil")
+_ROUGHLY = 0.01
 
 
 def bag_path(folder: Path, slide_id: str) -> Path | None:
@@ -73,6 +78,43 @@ def row_bags(
     bags = [keep_scales(load_bag(path), scales) for path in paths if path is not None]
     names = [row.slide_id for row in rows]
     return BagDataset(bags, cohort.labels(rows), device, names)
+
+
+def narrowed(model: ModelConfig, names: Sequence[str]) -> ModelConfig:
+    """The model with the named scales only, finest first: what is published must look at what it was trained on.
+
+    Args:
+        model: Of the recipe.
+        names: Scales that are used, in any order; empty keeps all.
+
+    Raises:
+        ConfigError: The model has no such scale, or its method needs scales that follow on each other and a gap is left.
+    """
+    patches, wanted = model.patches, set(names)
+    known = [s.name for s in patches.scales]
+    unknown = sorted(wanted - set(known))
+    if unknown:
+        raise ConfigError(
+            f"The recipe's model has no scale {', '.join(unknown)}. It has {', '.join(known)}."
+        )
+    places = [i for i, name in enumerate(known) if not names or name in wanted]
+    scales = tuple(patches.scales[i] for i in places)
+    if model.aggregator.name in _NESTED:
+        _require_nested(model.aggregator.name, scales)
+    counts = patches.random_counts
+    if len(counts) == len(known):
+        counts = tuple(counts[i] for i in places)
+    kept = patches.model_copy(update={"scales": scales, "random_counts": counts})
+    return model.model_copy(update={"patches": kept})
+
+
+def _require_nested(method: str, scales: Sequence[ScaleSpec]) -> None:
+    for fine, coarse in pairwise(scales):
+        if abs(coarse.size_um / fine.size_um - 2) > _ROUGHLY:
+            raise ConfigError(
+                f"{method} looks up which patch lies in which and needs scales that follow on each other, but {fine.name} "
+                f"and {coarse.name} are a factor {coarse.size_um / fine.size_um:g} apart. Keep the scale between them."
+            )
 
 
 def keep_scales(bag: StoredBag, names: Sequence[str]) -> StoredBag:

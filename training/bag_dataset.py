@@ -93,6 +93,8 @@ class BagDataset:
         names: Name of each slide; that of the bag where absent.
 
     Attributes:
+        scale_names: Names of the scales, alike in all bags.
+        placed: Whether all bags say where their instances lie.
         truth: Per bag whether each instance is positive (bool, on the CPU); empty where it is not known.
 
     Raises:
@@ -122,6 +124,8 @@ class BagDataset:
             for b, k in zip(bags, keep, strict=True)
         )
         self.encoder_id = bags[0].encoder_id
+        self.scale_names = bags[0].scale_names
+        self.placed = all(bag.placed for bag in bags)
         self.truth = _truth(bags, keep)
 
     @classmethod
@@ -200,8 +204,15 @@ def _check(bags: Sequence[StoredBag], labels: Sequence[int]) -> None:
         )
     widths = {int(bag.features.shape[1]) for bag in bags}
     encoders = {bag.encoder_id for bag in bags}
+    scales = {bag.scale_names for bag in bags}
     if len(widths) > 1 or len(encoders) > 1:
         raise StoreError(
             f"The bags do not fit together: feature widths {sorted(widths)}, encoders {sorted(encoders)}. "
             "Extract all with one encoder."
+        )
+    if len(scales) > 1:
+        found = " and ".join(sorted("/".join(names) for names in scales))
+        raise StoreError(
+            f"The bags do not fit together: some have the scales {found}. Extract all with one model, or name the scales "
+            "that all have with mil.scales."
         )

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from napari_msamil.inference import FeatureBag
 
 FORMAT_VERSION = 1
+FOREIGN_SCALES = ("unknown",)
+"""Scales of files that say nothing about them."""
 _FORMAT = "msamil-bag"
 # three libraries, each with error types of its own
 _DAMAGE = (
@@ -69,6 +71,7 @@ class StoredBag:
         slide: Name of the slide.
         lesion_fraction: float32 (N,) or None.
         instance_labels: int8 (N,) where the truth is known (synthetic data), else None.
+        placed: Whether the file said where the instances lie; where not, `coords_xy0` are zeros.
     """
 
     features: Tensor
@@ -83,6 +86,7 @@ class StoredBag:
     slide: str = ""
     lesion_fraction: Tensor | None = None
     instance_labels: Tensor | None = None
+    placed: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -304,11 +308,12 @@ def _bag_of(path: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> StoredB
         size_px0=size_px0,
         size_wh0=(size_wh0[0], size_wh0[1]),
         mpp=float(meta.get("mpp", math.nan)),
-        scale_names=tuple(str(s) for s in meta.get("scale_names", ("unknown",))),
+        scale_names=tuple(str(s) for s in meta.get("scale_names", FOREIGN_SCALES)),
         encoder_id=str(meta.get("encoder_id", "unknown")),
         slide=str(meta.get("slide", path.stem)),
         lesion_fraction=arrays.get("lesion_fraction"),
         instance_labels=arrays.get("instance_labels"),
+        placed="coords_xy0" in arrays,
     )
 
 

@@ -90,7 +90,7 @@ class LoopSpec(Spec):
     tie_break: bool = False
     save_every: int = Field(default=1, ge=1)
     save_minutes: float = Field(default=10.0, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class PixelSpec(LoopSpec):

@@ -18,7 +18,7 @@ from . import pixel_run
 from .dino_task import DinoSpec, DinoTask
 from .log import RunLog
 from .loop import fit
-from .state import seed_everything
+from .state import claim, seed_everything
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     found = pixel_run.read_run(args, "dino", DinoSpec)
-    pixel_run.claim(args.out, found.cohort, resume=args.resume)
+    claim(args.out, {"data_hash": found.cohort.data_hash}, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     task = make_task(found.config, found.spec, found.cohort, args.scale, runtime)
     pixel_run.write_config(args.out, "dino", found, args)

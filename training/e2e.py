@@ -26,7 +26,7 @@ from .gradients import StepPlan, check_batchnorm, has_batchnorm
 from .log import RunLog
 from .loop import FitResult, fit
 from .ranks import ONE_RANK, Ranks, joined_ranks, rank_device
-from .state import seed_everything
+from .state import claim, seed_everything
 from .step_memory import choose_plan, measure_cost, memory_budget
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     found = pixel_run.read_run(args, "e2e", E2ESpec)
     runtime = choose_runtime(rank_device(args.device), args.precision)
     if not args.check:
-        pixel_run.claim(args.out, found.cohort, resume=args.resume)
+        now = {
+            "data_hash": found.cohort.data_hash,
+            "classes": list(found.config.classes),
+        }
+        claim(args.out, now, resume=args.resume)
     with joined_ranks(runtime.device) as ranks:
         task = make_task(found.config, found.spec, found.cohort, runtime, ranks)
         if args.check:

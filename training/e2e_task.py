@@ -258,6 +258,7 @@ class E2ETask:
         return {
             "model": self.config.model_dump_json(),
             "settings": json.dumps(self.spec.model_dump(mode="json")),
+            "classes": list(self.config.classes),
             "skipped": json.dumps(self.faults),
             **self.notes,
         }

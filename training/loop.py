@@ -189,6 +189,9 @@ class TrainingRun:
         """Train until the end, early stopping, or until `stopped` holds something."""
         reason = "finished"
         while self.at.epoch < self.spec.epochs:
+            if self.at.position == 0 and self._enough():  # resumed where it had ended
+                reason = "early"
+                break
             if not self._epoch(stopped):
                 reason = "stopped"
                 break
@@ -296,8 +299,13 @@ class TrainingRun:
                 self._judge(figures)
         if last or epoch % spec.save_every == 0:
             self.save()
-        enough = epoch >= spec.min_epochs
-        return bool(spec.patience and enough and self.at.stale >= spec.patience)
+        return self._enough()
+
+    def _enough(self) -> bool:
+        """Whether nothing got better for so long that the run ends."""
+        spec = self.spec
+        waited = self.at.epoch >= max(spec.min_epochs, 1)
+        return bool(spec.patience and waited and self.at.stale >= spec.patience)
 
     def _judge(self, figures: dict[str, float]) -> None:
         self.log.scalars(self.at.step, **figures, epoch=self.at.epoch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_msamil.errors import CohortError
+from napari_msamil.errors import CohortError, ConfigError
 
 from .config import describe, section
 from .mhim_task import MhimSpec, MhimTask
@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as `add_arguments` describes."""
     work = BagWork(args)
-    spec = section(work.raw, "mhim", MhimSpec)
-    plain = section(work.raw, "mil", MilSpec)
+    spec, plain = read_specs(work)
     parts = work.bags(spec)
     work.write_config({"mil": plain, "mhim": spec})
     weights = pretrained_weights(work, plain, parts)
@@ -74,10 +73,27 @@ def run(args: argparse.Namespace) -> int:
     task = student_task(work, spec, parts, weights)
     album = _album(work, task, weights)
     result = train_student(work, task, parts)
+    finish_run(args.out, task.aggregator, parts, work.cohort, result)
     if album is not None and result.reason != "stopped":
         album.finish(args.out / "pictures")
-    finish_run(args.out, task.aggregator, parts, work.cohort, result)
     return 130 if result.reason == "stopped" else 0
+
+
+def read_specs(work: BagWork) -> tuple[MhimSpec, MilSpec]:
+    """Settings of the student and of the plain network, on the same scales.
+
+    Raises:
+        ConfigError: They name different scales.
+    """
+    spec = section(work.raw, "mhim", MhimSpec)
+    plain = section(work.raw, "mil", MilSpec)
+    if spec.scales and plain.scales and set(spec.scales) != set(plain.scales):
+        raise ConfigError(
+            f"mhim.scales ({', '.join(spec.scales)}) and mil.scales ({', '.join(plain.scales)}) differ, but the student "
+            "starts from the plain network. Give both the same."
+        )
+    scales = spec.scales or plain.scales
+    return spec.model_copy(update={"scales": scales}), plain
 
 
 def pretrained_weights(
@@ -86,13 +102,18 @@ def pretrained_weights(
     """Weights of the plain network: given, finished before, or trained now; None if a signal stopped it."""
     from .log import RunLog
     from .loop import fit
-    from .state import BEST, LAST, load_state, require_same_data, seed_everything
+    from .state import BEST, LAST, claim, seed_everything
 
     args = work.args
+    now = work.notes() | {
+        "classes": list(work.cohort.classes),
+        "encoder_id": parts["train"].encoder_id,
+    }
     if args.pretrained is not None:
-        return read_weights(args.pretrained)
+        return read_weights(args.pretrained, now)
     folder = args.out / PRETRAIN
     done = folder / "predictions.csv"
+    claim(folder, now, resume=args.resume)
     if not (args.resume and done.is_file()):
         seed_everything(spec.seed)
         task = MilTask(
@@ -110,12 +131,7 @@ def pretrained_weights(
             return None
         finish_run(folder, task.aggregator, parts, work.cohort, result)
     best = folder / BEST if (folder / BEST).is_file() else folder / LAST
-    require_same_data(
-        load_state(best),
-        {**work.notes(), "encoder_id": parts["train"].encoder_id},
-        best,
-    )
-    return read_weights(best)
+    return read_weights(best, now)
 
 
 def student_task(

@@ -37,11 +37,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "projection_dropout": 0.25,
     },
     "dsmil": {"hidden": 128, "query_dim": 64, "dropout": 0.25},
-    "iaam": {"dim": 128, "heads": 4, "rank": 16, "mlp_dim": 256},
+    "iaam": {"dim": 96, "heads": 4, "rank": 16, "mlp_dim": 192},
     "clam_sb": {"hidden": 128, "attention_dim": 64},
     "dtfd": {"hidden": 128, "attention_dim": 64},
 }
-"""Sizes for features of small encoders."""
+"""Sizes for features of small encoders. IAAM's width differs from theirs: without a projection a student has no start."""
 MASKS: dict[str, dict[str, Any]] = {
     "abmil": {"high": 0.01, "random": 0.5, "high_randomness": 0.5},
     "transmil": {"high": 0.03, "low": 0.8, "high_randomness": 0.5},

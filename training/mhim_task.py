@@ -243,6 +243,9 @@ def start_student(
         student: Changed in place.
         pretrained: Weights of the plain network.
         what: `projection` (supplementary section 2.2), `all` or `none`.
+
+    Raises:
+        ConfigError: The network has no projection to take over.
     """
     xavier_start(student)
     if what == "none":
@@ -251,4 +254,9 @@ def start_student(
         load_weights(student, pretrained, "the pretrained network")
         return
     weights = {k: v for k, v in pretrained.items() if k.startswith("projection.")}
+    if not weights:
+        raise ConfigError(
+            "This aggregator has no projection that the student could take from the plain network (IAAM has one where its "
+            "width differs from the features'). Set mhim.start to all or none, or another width."
+        )
     load_weights(student, {**student.state_dict(), **weights}, "the projection")

@@ -8,11 +8,13 @@ The output folder holds `config.json`, `log.jsonl`, `state.pt` (resumes exactly)
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.errors import ConfigError
+from napari_msamil.errors import CheckpointError, ConfigError
 
+from .bags import FOREIGN_SCALES
 from .config import (
     add_recipe_arguments,
     describe,
@@ -84,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         work.notes(),
     )
     if args.start is not None:
-        load_weights(task.aggregator, read_weights(args.start), str(args.start))
+        start = read_weights(args.start, task.description())
+        load_weights(task.aggregator, start, str(args.start))
     with RunLog(args.out, steps_of(spec, len(parts["train"])), title="mil") as log:
         log_data(log, parts, args.start)
         result = fit(task, spec, args.out, log, resume=args.resume)
@@ -121,16 +124,26 @@ class BagWork:
         self.runtime = choose_runtime(args.device, args.precision)
 
     def bags(self, spec: MilSpec) -> dict[str, BagDataset]:
-        """The bags of each split.
+        """The bags of each split; the model is left with the scales that they have.
 
         Raises:
-            ConfigError: The aggregator takes features of another width.
+            ConfigError: The aggregator takes features of another width, or the model has no such scale.
         """
-        from .bag_cohort import cohort_bags
+        from .bag_cohort import cohort_bags, narrowed
 
-        parts = cohort_bags(
-            self.cohort, self.args.bags, self.runtime.device, spec.scales
-        )
+        scales: list[str] = []
+        if spec.scales:
+            self.model = narrowed(self.model, spec.scales)
+            scales = [s.name for s in self.model.patches.scales]
+        parts = cohort_bags(self.cohort, self.args.bags, self.runtime.device, scales)
+        found = parts["train"].scale_names
+        if found != FOREIGN_SCALES:
+            self.model = narrowed(self.model, found)
+            if [s.name for s in self.model.patches.scales] != list(found):
+                raise ConfigError(
+                    f"The bags in {self.args.bags} have the scales {', '.join(found)}, in another order than the recipe's "
+                    "model. Set mil.scales, or extract them with this model."
+                )
         width, wanted = parts["train"].dim, self.model.aggregator.in_dim
         if width != wanted:
             raise ConfigError(
@@ -143,13 +156,13 @@ class BagWork:
         """Write the configuration in force beside the results.
 
         Raises:
+            ConfigError: The folder holds an older run that is not to go on.
             CheckpointError: The run that is to go on was trained on other data.
         """
-        from .state import LAST, load_state, require_same_data
+        from .state import claim
 
-        last = self.args.out / LAST
-        if self.args.resume and last.is_file():
-            require_same_data(load_state(last), self.notes(), last)
+        now = self.notes() | {"classes": list(self.cohort.classes)}
+        claim(self.args.out, now, resume=self.args.resume)
         self.args.out.mkdir(parents=True, exist_ok=True)
         text = resolved_toml({"model": self.model, **specs})
         (self.args.out / "config.json").write_text(text, encoding="utf-8")
@@ -164,19 +177,36 @@ class BagWork:
         }
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The aggregator's weights of a training state (`.pt`) or a checkpoint (`.safetensors`).
+def read_weights(path: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The aggregator's weights of a training state (`.pt`) or a checkpoint (`.safetensors`) that a training starts with.
+
+    Those of other slides or another fold are taken, with a warning: they may have seen what is tested now.
+
+    Args:
+        path: The file.
+        description: What the task that starts with them says about itself.
 
     Raises:
-        CheckpointError: The file is neither, or damaged.
+        CheckpointError: The file is neither, or damaged, or its features or classes are others.
     """
-    from .state import load_state
+    from .state import differences, load_state
 
     if path.suffix == ".safetensors":
         from napari_msamil.checkpoint import load_checkpoint
 
         return load_checkpoint(str(path)).model.aggregator.state_dict()
-    return weights_of(load_state(path), str(path))
+    state = load_state(path)
+    other = differences(state, description, ("encoder_id", "classes"))
+    if other:
+        raise CheckpointError(
+            f"{path} was trained with other {' and other '.join(other)}. Start from a training on the same features."
+        )
+    if differences(state, description, ("data_hash",)):
+        print(  # noqa: T201
+            f"{path} was trained on other slides, labels or splits. Make sure that it never saw the slides tested here.",
+            file=sys.stderr,
+        )
+    return weights_of(state, str(path))
 
 
 def steps_of(spec: MilSpec, count: int) -> int:

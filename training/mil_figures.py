@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def bag_figures(logits: Tensor, labels: Tensor, prefix: str = "") -> dict[str, float]:
-    """Mean cross-entropy, accuracy at the largest probability, and AUC; AUC 0.5 where it is not defined.
+    """Mean cross-entropy, accuracy at the largest probability, and AUC; NaN where it is not defined.
 
     Args:
         logits: (bags, C) on the CPU.
@@ -24,9 +23,8 @@ def bag_figures(logits: Tensor, labels: Tensor, prefix: str = "") -> dict[str, f
     """
     probabilities = softmax(logits.numpy())
     truth = np.asarray(labels)
-    auc = macro_auc(probabilities, truth)
     return {
         f"{prefix}loss": float(functional.cross_entropy(logits.float(), labels)),
         f"{prefix}acc": accuracy(probabilities, truth),
-        f"{prefix}auc": 0.5 if math.isnan(auc) else auc,
+        f"{prefix}auc": macro_auc(probabilities, truth),
     }

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from napari_msamil.errors import CheckpointError, CohortError
+from napari_msamil.errors import CheckpointError, CohortError, StoreError
 from napari_msamil.models import build_aggregator
 
 from .config import LoopSpec
 from .losses import bag_loss
+from .metrics import macro_auc
 from .mil_figures import bag_figures
 
 if TYPE_CHECKING:
@@ -68,6 +71,10 @@ class MilTask:
         classes: Class names.
         notes: Plain data kept in every state (what `publish` needs).
 
+    Raises:
+        StoreError: The method needs coordinates and the bags have none.
+        CohortError: The validation slides cannot tell the best state.
+
     Attributes:
         on_epoch: Called with each epoch that begins; None is nobody.
     """
@@ -89,6 +96,13 @@ class MilTask:
         self.notes = dict(notes or {})
         self.on_epoch: Callable[[int], None] | None = None
         self.aggregator = build_aggregator(spec, len(self.classes))
+        if self.aggregator.needs_positions and not train.placed:
+            raise StoreError(
+                f"{spec.name} needs to know where patches lie, but the bags hold no coordinates. Extract them again, or use "
+                "files that hold coords beside the features."
+            )
+        if settings.monitor == "val_auc" and val is not None:
+            _require_auc(val, len(self.classes))
         if settings.xavier:
             xavier_start(self.aggregator)
         self.network: torch.nn.Module = self.aggregator.to(train.features.device)
@@ -130,8 +144,12 @@ class MilTask:
             padded.features, padded.coords, padded.scale, padded.valid
         )
         rows = range(len(visits))
+        share = self._bag_share()
         losses = torch.stack(
-            [self.loss_of(output.logits[i, None], padded.labels[i, None]) for i in rows]
+            [
+                share * self.loss_of(output.logits[i, None], padded.labels[i, None])
+                for i in rows
+            ]
         )
         weights = losses.new_tensor([v.weight for v in visits])
         torch.autograd.backward((losses * weights).sum())
@@ -167,11 +185,15 @@ class MilTask:
     def objective(self, output: MILOutput, batch: BagBatch) -> Tensor:
         """The method's whole loss: that of the bag, and its own (already weighted by the method)."""
         factor = self.settings.loss_weights
-        share = self.aggregator.bag_loss_weight * factor.get("bag", 1.0)
-        loss = share * self.loss_of(output.logits, batch.labels)
+        loss = self._bag_share() * self.loss_of(output.logits, batch.labels)
         for name, extra in (output.losses or {}).items():
             loss = loss + factor.get(name, 1.0) * extra
         return loss
+
+    def _bag_share(self) -> float:
+        return self.aggregator.bag_loss_weight * self.settings.loss_weights.get(
+            "bag", 1.0
+        )
 
     def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of bags."""
@@ -193,6 +215,20 @@ class MilTask:
             "encoder_id": self.train.encoder_id,
             **self.notes,
         }
+
+
+def _require_auc(val: BagDataset, n_classes: int) -> None:
+    """Refuse to choose by a figure that is not defined: the first state would stay the best.
+
+    Raises:
+        CohortError: The validation slides do not have two classes.
+    """
+    truth = np.asarray(val.label_list)
+    if math.isnan(macro_auc(np.full((len(truth), n_classes), 1 / n_classes), truth)):
+        raise CohortError(
+            "The validation slides have one class only, so the state cannot be chosen by their AUC. Give other splits, or "
+            "set monitor to val_loss."
+        )
 
 
 def negative_features(train: BagDataset) -> Tensor:

@@ -23,7 +23,6 @@ from .config import (
 from .log import plain
 from .patch_cache import PatchCache
 from .patch_dataset import PatchPool
-from .state import LAST, load_state, require_same_data
 
 if TYPE_CHECKING:
     import argparse
@@ -84,24 +83,6 @@ def read_run(args: argparse.Namespace, name: str, kind: type[SpecT]) -> PixelRun
     )
     config = model_config(raw, cohort.classes).model_copy(update={"segmenter": None})
     return PixelRun(spec, config, cohort)
-
-
-def claim(folder: Path, cohort: Cohort, *, resume: bool) -> None:
-    """Refuse to overwrite an older run, and to go on with one of other data, before anything is written.
-
-    Raises:
-        ConfigError: There is one, and it is not to go on.
-        CheckpointError: It was trained on other slides, labels or splits.
-    """
-    if not (folder / LAST).exists():
-        return
-    if resume:
-        now = {"data_hash": cohort.data_hash}
-        require_same_data(load_state(folder / LAST), now, folder / LAST)
-    else:
-        raise ConfigError(
-            f"{folder} holds a training already. Go on with --resume, or choose another folder."
-        )
 
 
 def write_config(

@@ -32,7 +32,6 @@ from .config import (
 )
 from .log import RunLog
 from .loop import FitResult, fit
-from .pixel_run import claim
 from .segment_data import SegmentItem, read_items
 from .segment_figures import (
     best_global_threshold,
@@ -42,7 +41,7 @@ from .segment_figures import (
 )
 from .segment_plots import example_picture, iou_curve
 from .segment_task import SegmentSpec, SegmentTask
-from .state import BEST, LAST, load_state, save_state, seed_everything
+from .state import BEST, LAST, claim, load_state, save_state, seed_everything
 
 if TYPE_CHECKING:
     import argparse
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         args.cohort, splits=args.splits, fold=args.fold, need_labels=False
     )
     network = segmenter_spec(raw)
-    claim(args.out, cohort, resume=args.resume)
+    claim(args.out, {"data_hash": cohort.data_hash}, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     result = train_segment(network, spec, cohort, args.out, runtime, resume=args.resume)
     print(json.dumps(_summary(result)))  # noqa: T201

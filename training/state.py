@@ -14,15 +14,22 @@ from zipfile import BadZipFile
 
 import torch
 
-from napari_msamil.errors import CheckpointError
+from napari_msamil.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 STATE_FORMAT = 1
 LAST = "state.pt"
 BEST = "best.pt"
+_IDENTITY = {
+    "data_hash": "slides, labels or splits",
+    "classes": "classes, or the same in another order",
+    "encoder_id": "features",
+    "aggregator": "settings of the aggregator",
+}
+"""What a state's description says about the data and the network, and what that is in words."""
 
 
 def save_state(path: Path, kind: str, state: Mapping[str, Any]) -> None:
@@ -115,19 +122,53 @@ def require_same_data(
         path: The state's file, for the message.
 
     Raises:
-        CheckpointError: Slides, labels or splits differ, or the features are another encoder's.
+        CheckpointError: Slides, labels, splits, classes or their order, features or the aggregator differ.
+    """
+    differing = differences(state, description)
+    if differing:
+        raise CheckpointError(
+            f"{path} was trained with other {' and other '.join(differing)}, perhaps on another fold. Train into another "
+            "folder, or give the same data to go on."
+        )
+
+
+def differences(
+    state: Mapping[str, Any], description: Mapping[str, Any], names: Sequence[str] = ()
+) -> list[str]:
+    """In words, what a state was trained with and a task that describes itself so is not; unknown things do not count.
+
+    Args:
+        state: A loaded state.
+        description: What the task says about itself.
+        names: Keys of `_IDENTITY` that are compared; empty compares all.
     """
     known = state.get("description", {})
-    for name, what in (
-        ("data_hash", "slides, labels or splits"),
-        ("encoder_id", "features"),
-    ):
-        old, new = known.get(name), description.get(name)
-        if old and new and old != new:
-            raise CheckpointError(
-                f"{path} was trained on other {what}, perhaps of another fold. Train into another folder, or give the "
-                "same data to go on."
-            )
+    pairs = {k: (known.get(k), description.get(k)) for k in names or _IDENTITY}
+    return [
+        _IDENTITY[k] for k, (old, new) in pairs.items() if old and new and old != new
+    ]
+
+
+def claim(folder: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to overwrite an older run, and to go on with one of other data, before anything is written.
+
+    Args:
+        folder: Where the run's state lies.
+        description: What the task that is to run says about itself.
+        resume: Whether an older run is to go on.
+
+    Raises:
+        ConfigError: There is one, and it is not to go on.
+        CheckpointError: It was trained on something else.
+    """
+    last = folder / LAST
+    if not last.exists():
+        return
+    if not resume:
+        raise ConfigError(
+            f"{folder} holds a training already. Go on with --resume, or choose another folder."
+        )
+    require_same_data(load_state(last), description, last)
 
 
 def seed_everything(seed: int) -> None:

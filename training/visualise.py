@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .bag_dataset import BagBatch
     from .bags import StoredBag
 
+_ALONE = 32
+"""Instances that are classified as bags of their own at once; bounds the memory."""
 CYAN_FROM = 0.5
 """Probability above which an instance is drawn cyan."""
 
@@ -63,12 +65,10 @@ def view_instances(
     if output.instance_logits is not None:
         scores = output.instance_logits[0]
     else:
-        alone = (
-            bag.features[0][:, None],
-            bag.coords[0][:, None],
-            bag.scale[0][:, None],
-        )
-        scores = aggregator(*alone).logits
+        alone = (bag.features[0], bag.coords[0], bag.scale[0])
+        # TransMIL fills up each bag, also one of a single instance
+        cut = zip(*(torch.split(part[:, None], _ALONE) for part in alone), strict=True)
+        scores = torch.cat([aggregator(*some).logits for some in cut])
     aggregator.train(training)
     return InstanceView(
         output.attention[0].float().cpu().numpy(),

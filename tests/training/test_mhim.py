@@ -164,7 +164,12 @@ def test_teacher_dropout_follows_the_mode(mode: str) -> None:
 
 
 def test_every_scale_keeps_an_instance_of_iaam() -> None:
-    task = make_task(iaam(), low=0.95, per_scale=True)
+    spec = iaam()
+    task = make_task(
+        spec.model_copy(update={"args": {**spec.args, "dim": 10}}),
+        low=0.95,
+        per_scale=True,
+    )
     for item in range(4):
         batch = task.train.one(item)
         masked = task.mask(task.look(batch), Visit(item, 0, item, 1.0))
@@ -270,4 +275,5 @@ def test_pictures_are_drawn_for_chosen_slides(tmp_path: Path) -> None:
     assert table[0].startswith("scale,x,y,width,height,attention_plain")
     attention = [float(line.split(",")[8]) for line in table[1:]]
     assert sum(attention) == pytest.approx(1, abs=1e-4)
-    assert main([*words, "-o", str(out), "--visualise", "s99"]) == 1
+    other = str(tmp_path / "other")
+    assert main([*words, "-o", other, "--visualise", "s99"]) == 1

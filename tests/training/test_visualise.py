@@ -45,6 +45,19 @@ def test_view_has_the_networks_own_attention_and_probabilities(spec: object) -> 
         assert view.probability[2] == pytest.approx(alone, rel=1e-5)
 
 
+def test_many_instances_are_classified_alone_whatever_they_are_cut_into() -> None:
+    torch.manual_seed(0)
+    data = BagDataset(*toy_bags([71, 3]))
+    network = build_aggregator(spec_of("transmil", hidden=16, heads=2), 2)
+    view = view_instances(network, data.one(0), 1)
+    network.eval()
+    bag = data.one(0)
+    for i in (0, 31, 32, 70):
+        alone = network(bag.features[:, i : i + 1]).logits.softmax(-1)[0, 1].item()
+        assert view.probability[i] == pytest.approx(alone, rel=1e-4)
+    assert view.probability.shape == (71,)
+
+
 def test_shades_are_ranks() -> None:
     shades = attention_shades(np.array([0.9, 0.01, 0.05, 0.04], np.float32))
     assert shades.tolist() == pytest.approx([1.0, 0.0, 2 / 3, 1 / 3])
