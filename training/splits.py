@@ -12,12 +12,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.errors import CohortError
+from napari_msamil.errors import CohortError, ConfigError
 
 from .cohort_table import SPLITS, patients_in_several, raise_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from .cohort_table import Cohort
 
@@ -71,22 +75,92 @@ def make_splits(
     Args:
         cohort: A labelled cohort.
         n_folds: Number of folds, at least 2.
-        val_share: Share of each fold's remaining slides that becomes its validation part.
+        val_share: Share of each fold's remaining slides that becomes its validation part, at most a half.
         seed: Seed of the draw.
 
     Raises:
         CohortError: A class has fewer patients than there are folds, or a validation part cannot be drawn.
+        ConfigError: The validation part would be empty, or larger than the training part.
     """
-    import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
     _check_enough_patients(cohort, n_folds)
-    names = np.array([r.slide_id for r in cohort.rows])
-    labels = np.array(cohort.labels(cohort.rows))
-    patients = np.array([r.patient_id for r in cohort.rows])
-    folds = []
     outer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for number, (rest, test) in enumerate(outer.split(names, labels, patients)):
+    drawn = outer.split(*_arrays(cohort))
+    return _with_validation(cohort, (test for _, test in drawn), val_share, seed)
+
+
+def splits_of_column(
+    cohort: Cohort, *, val_share: float = 0.15, seed: int = 0
+) -> Splits:
+    """The folds of the column `fold`, each number a test part in ascending order; validation parts are drawn.
+
+    Args:
+        cohort: A labelled cohort whose rows all have a fold.
+        val_share: As in `make_splits`.
+        seed: Seed of the draw of the validation parts.
+
+    Raises:
+        CohortError: A row has no fold, a patient lies in several, or outside of a fold a class has too few patients.
+        ConfigError: The validation part would be empty, or larger than the training part.
+    """
+    import numpy as np
+
+    problems = [f"line {r.line}: no fold" for r in cohort.rows if r.fold is None]
+    raise_problems(cohort.path, problems)
+    numbers = folds_of_column(cohort)
+    if len(numbers) < 2:
+        problems.append("the column fold has one number only: at least 2 are needed")
+    problems += [
+        f"patient {patient} lies in several folds"
+        for patient in patients_in_several(cohort.rows, "fold")
+    ]
+    for number in numbers:
+        rest = [r for r in cohort.rows if r.fold != number]
+        for label in cohort.classes:
+            count = len({r.patient_id for r in rest if r.label == label})
+            if count < 2:
+                problems.append(
+                    f"class {label} has {count} patients outside of fold {number}; training and validation need at least 2"
+                )
+    raise_problems(cohort.path, problems)
+    column = np.array([r.fold for r in cohort.rows])
+    tests = (np.flatnonzero(column == number) for number in numbers)
+    return _with_validation(cohort, tests, val_share, seed)
+
+
+def folds_of_column(cohort: Cohort) -> list[int]:
+    """The numbers in the column `fold`, ascending."""
+    return sorted({r.fold for r in cohort.rows if r.fold is not None})
+
+
+def _arrays(
+    cohort: Cohort,
+) -> tuple[NDArray[np.str_], NDArray[np.int64], NDArray[np.str_]]:
+    """Name, class and patient of each slide."""
+    import numpy as np
+
+    names = np.array([r.slide_id for r in cohort.rows])
+    patients = np.array([r.patient_id for r in cohort.rows])
+    return names, np.array(cohort.labels(cohort.rows), np.int64), patients
+
+
+def _with_validation(
+    cohort: Cohort, tests: Iterable[NDArray[np.int64]], val_share: float, seed: int
+) -> Splits:
+    """Folds with these test parts; of the other slides a validation part is drawn."""
+    import numpy as np
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if not 0 < val_share <= 0.5:
+        raise ConfigError(
+            f"The share of validation slides is {val_share:g}, not above 0 and at most 0.5. Thresholds, early stopping and "
+            "calibration need some, and most are to be trained on; 0.15 is usual."
+        )
+    names, labels, patients = _arrays(cohort)
+    folds = []
+    for number, test in enumerate(tests):
+        rest = np.setdiff1d(np.arange(len(names)), test)
         # no more parts than the rarest class has patients left, so that each part can have it
         fewest = min(len(set(patients[rest][labels[rest] == c])) for c in set(labels))
         parts = max(min(round(1 / val_share), fewest), 2)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_msamil.errors import CohortError
+from napari_msamil.errors import CohortError, ConfigError
 from training.cohort import Cohort, CohortRow, read_cohort, write_cohort
 from training.splits import (
     Splits,
@@ -19,6 +19,7 @@ from training.splits import (
     count_parts,
     make_splits,
     read_splits,
+    splits_of_column,
     write_splits,
 )
 
@@ -174,3 +175,41 @@ def test_a_patient_with_slides_of_two_classes_stays_whole():
         parts = [{n.split("-")[0] for n in fold[p]} for p in ("train", "val", "test")]
         assert sum(map(len, parts)) == 12
         assert len(fold["test"]) == 12
+
+
+def with_column(cohort: Cohort, folds: list[int | None]) -> Cohort:
+    patients = sorted({r.patient_id for r in cohort.rows})
+    fold_of = dict(zip(patients, folds, strict=True))
+    rows = tuple(replace(r, fold=fold_of[r.patient_id]) for r in cohort.rows)
+    return replace(cohort, rows=rows)
+
+
+def test_the_column_fold_gives_the_test_parts_in_ascending_order():
+    cohort = with_column(EVEN, [4, 1, 9] * 12)
+    splits = splits_of_column(cohort, seed=3)
+    fold_of = {r.slide_id: r.fold for r in cohort.rows}
+    tested = [{fold_of[n] for n in fold["test"]} for fold in splits.folds]
+    assert tested == [{1}, {4}, {9}]
+    assert all(len(fold["val"]) > 0 for fold in splits.folds)
+    check_splits(cohort, splits)
+
+
+def test_a_column_fold_that_cannot_be_used_is_refused_with_all_reasons():
+    with pytest.raises(CohortError, match="line 0: no fold"):
+        splits_of_column(with_column(EVEN, [0, None, 1] * 12))
+    torn = with_column(EVEN, [0, 1] * 18)
+    lost = next(i for i, r in enumerate(torn.rows) if r.slide_id == "a-1-0")
+    rows = list(torn.rows)
+    rows[lost] = replace(rows[lost], fold=0)
+    with pytest.raises(CohortError, match="patient a-1 lies in several folds"):
+        splits_of_column(replace(torn, rows=tuple(rows)))
+    with pytest.raises(CohortError) as found:
+        splits_of_column(with_column(EVEN, [0] * 18 + [1] * 18))
+    assert "class a has 0 patients outside of fold 0" in str(found.value)
+    assert "class b has 0 patients outside of fold 1" in str(found.value)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 0.6, 1.0, float("nan")])
+def test_a_share_that_leaves_no_validation_or_little_training_is_refused(share):
+    with pytest.raises(ConfigError, match="not above 0 and at most 0.5"):
+        make_splits(EVEN, 3, val_share=share)
