@@ -1,6 +1,7 @@
 """Check a cohort table, import a data set as it is distributed, and write the splits.
 
     msamil-train cohort cohort.csv --folds 5
+    msamil-train cohort cohort.csv --folds             (the folds of the column `fold`)
     msamil-train cohort table.csv --folder slides/ -o cohort.csv
     msamil-train cohort --from ubc-ocean --folder UBC-OCEAN -o cohort.csv --folds 5
     msamil-train cohort cohort.csv --splits splits.json --to-clam clam/
@@ -18,7 +19,14 @@ from typing import TYPE_CHECKING
 
 from napari_msamil.errors import ConfigError, MsamilError
 
-from .cohort_table import Cohort, CohortRow, raise_problems, read_cohort, write_cohort
+from .cohort_table import (
+    Cohort,
+    CohortRow,
+    check_rows,
+    raise_problems,
+    read_cohort,
+    write_cohort,
+)
 from .datasets.imported import ImportOptions
 
 if TYPE_CHECKING:
@@ -38,6 +46,8 @@ ADAPTERS = {
     "tcga": "TCGA from the GDC: manifest or sample sheet",
     "clam": "CLAM's dataset.csv (case_id, slide_id, label) with slides in --folder",
 }
+_OF_COLUMN = -1
+"""`--folds` without a number."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,13 +102,17 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
 
 def _add_splits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--folds", type=int, help="draw patient-grouped, stratified folds"
+        "--folds",
+        type=int,
+        nargs="?",
+        const=_OF_COLUMN,
+        help="draw so many patient-grouped, stratified folds, or take those of the column fold, if it is filled",
     )
     parser.add_argument(
         "--val-share",
         type=float,
         default=0.15,
-        help="share of validation slides inside each fold",
+        help="share of validation slides inside each fold, at most 0.5",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw")
     parser.add_argument(
@@ -135,7 +149,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def import_cohort(
-    source: str, folder: Path, options: ImportOptions, out: Path
+    source: str,
+    folder: Path,
+    options: ImportOptions,
+    out: Path,
+    classes: Sequence[str] = (),
 ) -> Sequence[str]:
     """Import a data set and write its cohort table.
 
@@ -144,6 +162,7 @@ def import_cohort(
         folder: Folder of the data set.
         options: How.
         out: The table to write.
+        classes: Class names; empty takes the labels that are found.
 
     Returns:
         Notes for the user: what was left out or assumed.
@@ -153,7 +172,9 @@ def import_cohort(
     """
     adapter = import_module(f".datasets.{source.replace('-', '_')}", __package__)
     found = adapter.read(folder, options)
-    raise_problems(folder, found.problems)
+    more = check_rows(found.rows, classes)
+    told = [p for p in more if not any(q.startswith(p) for q in found.problems)]
+    raise_problems(options.table or folder, [*found.problems, *told])
     write_cohort(out, found.rows)
     return list(found.notes)
 
@@ -187,7 +208,8 @@ def _cohort(args: argparse.Namespace) -> Cohort:
         options = ImportOptions(
             args.table, args.masks, args.labels, args.mpp, args.keep_all
         )
-        for note in import_cohort(source, args.folder, options, args.out):
+        notes = import_cohort(source, args.folder, options, args.out, args.classes)
+        for note in notes:
             print(f"note: {note}", file=sys.stderr)  # noqa: T201
         print(args.out)  # noqa: T201
         path = args.out
@@ -197,13 +219,11 @@ def _cohort(args: argparse.Namespace) -> Cohort:
 
 
 def _splits(args: argparse.Namespace, cohort: Cohort) -> Splits | None:
-    from .splits import check_splits, make_splits, read_splits, write_splits
+    from .splits import check_splits, read_splits, write_splits
 
     path = args.splits or cohort.path.with_name("splits.json")
-    if args.folds:
-        splits = make_splits(
-            cohort, args.folds, val_share=args.val_share, seed=args.seed
-        )
+    if args.folds is not None:
+        splits = _draw(args, cohort)
     elif args.from_clam_splits:
         from .datasets import clam
 
@@ -213,9 +233,36 @@ def _splits(args: argparse.Namespace, cohort: Cohort) -> Splits | None:
     else:
         return None
     check_splits(cohort, splits, path)
-    if not path.exists() or args.folds or args.from_clam_splits:
+    if not path.exists() or args.folds is not None or args.from_clam_splits:
         write_splits(path, splits)
     _say_splits(cohort, splits, path)
+    return splits
+
+
+def _draw(args: argparse.Namespace, cohort: Cohort) -> Splits:
+    """The folds of the column `fold` where every row has one, else new ones."""
+    from .splits import folds_of_column, make_splits, splits_of_column
+
+    count, found = args.folds, len(folds_of_column(cohort))
+    empty = sum(row.fold is None for row in cohort.rows)
+    if count != _OF_COLUMN and empty:
+        if found:
+            print(  # noqa: T201
+                f"note: {empty} rows have no fold, so the column fold is not used and folds are drawn",
+                file=sys.stderr,
+            )
+        return make_splits(cohort, count, val_share=args.val_share, seed=args.seed)
+    if not found:
+        raise ConfigError(
+            f"--folds needs a number: {cohort.path} has no column fold with test folds."
+        )
+    if count not in (_OF_COLUMN, found):
+        raise ConfigError(
+            f"The column fold of {cohort.path} has {found} folds, not {count}. Give --folds without a number to take them, "
+            "or empty the column to draw others."
+        )
+    splits = splits_of_column(cohort, val_share=args.val_share, seed=args.seed)
+    print("note: the test folds are those of the column fold", file=sys.stderr)  # noqa: T201
     return splits
 
 

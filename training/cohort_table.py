@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,18 +129,30 @@ def read_cohort(
     if problems:
         raise_problems(path, problems)
     rows = [_row(path.parent, line, record, problems) for line, record in records]
-    names = tuple(classes) or tuple(sorted({r.label for r in rows if r.label}))
-    problems += _check_values(rows, names, need_labels)
-    problems += _check_patients(rows)
-    if need_files:
-        problems += _check_files(rows)
+    problems += check_rows(rows, classes, need_labels, need_files)
     raise_problems(path, problems)
-    cohort = Cohort(path, tuple(rows), names)
+    cohort = Cohort(path, tuple(rows), _classes_of(rows, classes))
     if splits is None:
         return cohort
     from .splits import apply_splits
 
     return apply_splits(cohort, Path(splits), fold)
+
+
+def check_rows(
+    rows: Sequence[CohortRow],
+    classes: Sequence[str] = (),
+    need_labels: bool = True,
+    need_files: bool = True,
+) -> list[str]:
+    """What is wrong with the rows of a cohort, with the lines they come from; arguments as in `read_cohort`."""
+    problems = _check_values(rows, _classes_of(rows, classes), need_labels)
+    problems += _check_patients(rows)
+    return problems + (_check_files(rows) if need_files else [])
+
+
+def _classes_of(rows: Iterable[CohortRow], classes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(classes) or tuple(sorted({r.label for r in rows if r.label}))
 
 
 def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -170,7 +183,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def write_cohort(path: Path, rows: Sequence[CohortRow]) -> Path:
-    """Write a cohort table, with paths relative to it where they lie below it."""
+    """Write a cohort table, with paths relative to it where they lie below it, and absolute where they do not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     with beside.open("w", newline="", encoding="utf-8") as file:
@@ -240,8 +253,8 @@ def _row(
         label=record.get("label", ""),
         mask=_absolute(folder, mask) if mask else None,
         split=record.get("split", "").lower(),
-        fold=_whole(record.get("fold", ""), line, problems),
-        mpp=_mpp(record.get("mpp", ""), line, problems),
+        fold=parse_fold(record.get("fold", ""), line, problems),
+        mpp=parse_mpp(record.get("mpp", ""), line, problems),
         line=line,
     )
 
@@ -254,38 +267,46 @@ def _absolute(folder: Path, text: str) -> Path:
     return path if path.is_absolute() else (folder / path).resolve()
 
 
-def _whole(text: str, line: int, problems: list[str]) -> int | None:
-    """A whole number; Excel's `2.0` is 2."""
+def parse_fold(text: str, line: int, problems: list[str]) -> int | None:
+    """A cell with a whole number, also Excel's `2.0`; None where it is empty, or where a problem was added."""
     if not text:
         return None
     try:
         value = float(text)
     except ValueError:
         value = -0.5
-    if value < 0 or value != int(value):
+    if not math.isfinite(value) or value < 0 or value != int(value):
         problems.append(f"line {line}: fold {text!r} is no whole number from 0")
         return None
     return int(value)
 
 
-def _mpp(text: str, line: int, problems: list[str]) -> float | None:
+def parse_mpp(text: str, line: int, problems: list[str]) -> float | None:
+    """A cell with µm per pixel, also with a decimal comma; None where it is empty, or where a problem was added."""
     if not text:
         return None
     try:
         value = float(text.replace(",", "."))
     except ValueError:
         value = 0.0
-    low, high = PLAUSIBLE_MPP
-    if not low <= value <= high:
-        problems.append(
-            f"line {line}: mpp {text!r} is no plausible number of µm per pixel ({low} … {high})"
-        )
+    if not _plausible(value):
+        problems.append(_implausible(line, text))
         return None
     return value
 
 
+def _plausible(mpp: float) -> bool:
+    low, high = PLAUSIBLE_MPP
+    return low <= mpp <= high
+
+
+def _implausible(line: int, mpp: str | float) -> str:
+    low, high = PLAUSIBLE_MPP
+    return f"line {line}: mpp {mpp!r} is no plausible number of µm per pixel ({low} … {high})"
+
+
 def _check_values(
-    rows: list[CohortRow], classes: tuple[str, ...], need_labels: bool
+    rows: Sequence[CohortRow], classes: tuple[str, ...], need_labels: bool
 ) -> list[str]:
     problems = []
     count = Counter(row.slide_id for row in rows)
@@ -307,10 +328,12 @@ def _check_values(
             problems.append(
                 f"line {row.line}: split {row.split!r} is not train, val or test"
             )
+        if row.mpp is not None and not _plausible(row.mpp):
+            problems.append(_implausible(row.line, row.mpp))
     return problems
 
 
-def _check_patients(rows: list[CohortRow]) -> list[str]:
+def _check_patients(rows: Sequence[CohortRow]) -> list[str]:
     problems = []
     for place in ("split", "fold"):
         for patient, where in patients_in_several(rows, place).items():
@@ -329,7 +352,7 @@ def _check_patients(rows: list[CohortRow]) -> list[str]:
     return problems
 
 
-def _check_files(rows: list[CohortRow]) -> list[str]:
+def _check_files(rows: Sequence[CohortRow]) -> list[str]:
     problems = []
     for row in rows:
         if not row.path.exists():
@@ -343,4 +366,5 @@ def _relative(path: Path, folder: Path) -> str:
     try:
         return path.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
-        return str(path)
+        # not resolved: a link may have the suffix that its target lacks
+        return str(path.absolute())

@@ -289,7 +289,7 @@ def test_tcga_reads_a_manifest_with_labels_and_names_unfinished_downloads(tmp_pa
     assert [r.slide_id for r in found.rows] == [BARCODES[0], BARCODES[3]]
     assert found.problems == [
         f"line 3: {BARCODES[1]}.svs is not downloaded completely (a .partial file is there)",
-        "line 5: no label for TCGA-18-3406; use the sample sheet, or give --labels",
+        f"line 5: no label for TCGA-18-3406 in {tmp_path / 'labels.csv'}; add it, or leave the slide out of the table",
         "line 6: 'notes.txt' has no TCGA barcode",
     ]
 
@@ -347,8 +347,12 @@ def test_clam_names_are_read_with_suffixes_numbers_and_empty_cells(tmp_path):
         tmp_path / "splits" / "splits_0.csv",
         ",train,val,test\n0,12.0,b.svs,c\n1,,nan,\n",
     )
+    text(tmp_path / "splits" / "splits_1.csv", ",train,val,test\n0,b,c,12.0\n")
+    text(tmp_path / "splits" / "splits_2.csv", ",train,val,test\n0,c.svs,12,b\n")
     assert clam.read_splits(tmp_path / "splits", cohort).folds == (
         {"train": ("12",), "val": ("b",), "test": ("c",)},
+        {"train": ("b",), "val": ("c",), "test": ("12",)},
+        {"train": ("c",), "val": ("12",), "test": ("b",)},
     )
     text(tmp_path / "splits" / "splits_0.csv", ",train,val,test\n0,zz,b,c\n")
     with pytest.raises(CohortError, match=r"name 1 slides .* for example zz"):
@@ -414,3 +418,103 @@ def test_the_command_imports_splits_and_exports(ubc, capsys):
     assert main(["cohort", str(out), "--open"]) == 1
     assert "12 problems" in capsys.readouterr().err
     assert main(["cohort"]) == 2
+
+
+def test_clams_monte_carlo_splits_are_refused_with_the_reason(tmp_path):
+    touch(tmp_path, "a.svs", "b.svs", "c.svs", "d.svs")
+    text(
+        tmp_path / "dataset.csv",
+        "case_id,slide_id,label\np1,a,x\np2,b,y\np3,c,y\np4,d,x\n",
+    )
+    cohort = read_cohort(
+        write_cohort(tmp_path / "cohort.csv", clam.read(tmp_path).rows)
+    )
+    text(tmp_path / "splits" / "splits_0.csv", ",train,val,test\n0,a,b,c\n1,,,d\n")
+    text(tmp_path / "splits" / "splits_1.csv", ",train,val,test\n0,a,d,c\n1,b,,\n")
+    with pytest.raises(
+        CohortError,
+        match=r"2 splits in .* test 1 slides several times and 2 never.*Monte-Carlo",
+    ):
+        clam.read_splits(tmp_path / "splits", cohort)
+
+
+def test_a_row_without_label_is_told_with_its_line_before_anything_is_written(tmp_path):
+    touch(tmp_path, "a.svs", "b.svs", "c.svs")
+    text(
+        tmp_path / "dataset.csv",
+        "case_id,slide_id,label\np1,a,x\n\np2,b,\np3,c,y\n",
+    )
+    out = tmp_path / "new" / "cohort.csv"
+    with pytest.raises(CohortError, match="1 problem:\n  line 4: no label"):
+        import_cohort("clam", tmp_path, ImportOptions(), out)
+    assert not out.exists()
+    text(tmp_path / "dataset.csv", "case_id,slide_id,label\np1,a,x\np2,b,z\n")
+    with pytest.raises(CohortError, match="line 3: unknown label 'z'"):
+        import_cohort("clam", tmp_path, ImportOptions(), out, ("x", "y"))
+    with pytest.raises(CohortError, match="line 2: mpp 900"):
+        import_cohort("clam", tmp_path, ImportOptions(mpp=900), out)
+    assert not out.exists()
+
+
+def test_a_table_keeps_its_splits_folds_and_pixel_sizes(tmp_path):
+    touch(tmp_path, "a.svs", "b.svs", "c.svs")
+    text(
+        tmp_path / "labels.csv",
+        "slide_id;patient_id;label;Split;fold;mpp\na;1;x;Train;1.0;5e-1\nb;2;y;test;0;0,25\nc;3;y;;;\n",
+    )
+    out = tmp_path / "cohort.csv"
+    import_cohort("table", tmp_path, ImportOptions(mpp=0.3), out)
+    assert [(r.split, r.fold, r.mpp) for r in read_cohort(out).rows] == [
+        ("train", 1, 0.5),
+        ("test", 0, 0.25),
+        ("", None, 0.3),
+    ]
+
+
+def test_splits_folds_and_pixel_sizes_that_are_none_are_told_with_their_lines(tmp_path):
+    touch(tmp_path, "a.svs", "b.svs", "c.svs")
+    text(
+        tmp_path / "labels.csv",
+        "slide_id;patient_id;label;split;fold;mpp\na;1;x;first;inf;0.5 um\nb;2;y;train;0;abc\nc;2;y;test;0;\n",
+    )
+    with pytest.raises(CohortError) as found:
+        import_cohort("table", tmp_path, ImportOptions(), tmp_path / "cohort.csv")
+    for part in (
+        "line 2: split 'first' is not train",
+        "line 2: fold 'inf' is no whole number",
+        "line 2: mpp '0.5 um' is no plausible",
+        "line 3: mpp 'abc' is no plausible",
+        "patient 2 lies in several splits (test: line 4; train: line 3)",
+    ):
+        assert part in str(found.value)
+    assert not (tmp_path / "cohort.csv").exists()
+
+
+def test_an_import_into_another_folder_finds_its_slides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "slides/a.png", "slides/b.png")
+    text(tmp_path / "my.csv", "slide_id,patient_id,label\na,1,x\nb,2,y\n")
+    words = ["cohort", "my.csv", "--folder", "slides", "-o", "out/cohort.csv"]
+    assert main(words) == 0
+    found = [r.path for r in read_cohort(tmp_path / "out" / "cohort.csv").rows]
+    assert found == [tmp_path / "slides" / "a.png", tmp_path / "slides" / "b.png"]
+
+
+def test_tcga_labels_of_a_table_are_never_filled_up_with_projects(tmp_path):
+    lines = ["File ID\tFile Name\tProject ID"]
+    for i in (0, 3):
+        lines.append(f"id{i}\t{BARCODES[i]}.svs\tTCGA-COAD")
+        touch(tmp_path, f"id{i}/{BARCODES[i]}.svs")
+    text(tmp_path / "gdc_sample_sheet.tsv", "\n".join(lines) + "\n")
+    labels = tmp_path / "labels.csv"
+    text(labels, "case_id,label\nTCGA-05-4244,MSI\n")
+    options = ImportOptions(labels=labels)
+    assert tcga.read(tmp_path, options).problems == [
+        f"line 3: no label for TCGA-18-3406 in {labels}; add it, or leave the slide out of the table"
+    ]
+    text(labels, "case_id,label\nTCGA-05-4244,MSI\nTCGA-05-4244,MSS\n")
+    with pytest.raises(CohortError, match="line 3: TCGA-05-4244 is 'MSS' here"):
+        tcga.read(tmp_path, options)
+    text(labels, "patient,label\nTCGA-05-4244,MSI\n")
+    with pytest.raises(CohortError, match="has no column case_id"):
+        tcga.read(tmp_path, options)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from napari_msamil.errors import CohortError
-from training.cohort import read_cohort, write_cohort
+from training.cli import main
+from training.cohort import CohortRow, read_cohort, write_cohort
+from training.splits import read_splits
 
 
 def write(
@@ -143,3 +147,65 @@ def test_one_patient_read_as_number_and_as_text_is_named(tmp_path):
         read_cohort(tmp_path / "c.csv", need_files=False)
     assert "1 problem" in str(error.value)
     assert "line 3: patient 3.0 and patient 3 look like one" in str(error.value)
+
+
+@pytest.mark.parametrize("cell", ["inf", "nan", "two", "-1", "1.5"])
+def test_a_fold_that_is_no_whole_number_is_a_problem_with_its_line(tmp_path, cell):
+    text = f"slide_id,path,patient_id,label,fold\ns1,a.tiff,p1,x,1.0\ns2,b.tiff,p2,y,{cell}\n"
+    with pytest.raises(CohortError, match=f"line 3: fold '{cell}' is no whole number"):
+        read_cohort(write(tmp_path, text))
+
+
+def test_slides_outside_of_the_tables_folder_are_found_from_anywhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "s1.png").touch()
+    rows = [CohortRow("s1", Path("slides/s1.png"), "p1", "x")]
+    table = write_cohort(Path("out/cohort.csv"), rows)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (found,) = read_cohort(tmp_path / table).rows
+    assert found.path == tmp_path / "slides" / "s1.png"
+
+
+def folds_table(tmp_path, folds):
+    rows = ["slide_id,path,patient_id,label,fold"]
+    for i, fold in enumerate(folds):
+        (tmp_path / f"s{i}.png").touch()
+        rows.append(f"s{i},s{i}.png,p{i},{'xy'[i % 2]},{fold}")
+    return write(tmp_path, "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("words", [["--folds"], ["--folds", "3"]])
+def test_the_command_takes_the_folds_of_the_table(tmp_path, capsys, words):
+    table = folds_table(tmp_path, [f"{1 + i // 2 % 3}.0" for i in range(18)])
+    assert main(["cohort", str(table), *words]) == 0
+    assert "those of the column fold" in capsys.readouterr().err
+    fold_of = {r.slide_id: r.fold for r in read_cohort(table).rows}
+    folds = read_splits(tmp_path / "splits.json").folds
+    assert [{fold_of[n] for n in f["test"]} for f in folds] == [{1}, {2}, {3}]
+
+
+def test_the_command_says_where_the_column_fold_is_not_used(tmp_path, capsys):
+    table = folds_table(tmp_path, [i // 2 % 3 for i in range(18)])
+    assert main(["cohort", str(table), "--folds", "2"]) == 2
+    assert "has 3 folds, not 2" in capsys.readouterr().err
+    table = folds_table(tmp_path, ["", *(i // 2 % 3 for i in range(1, 18))])
+    assert main(["cohort", str(table), "--folds", "2"]) == 0
+    assert "1 rows have no fold, so the column" in capsys.readouterr().err
+    assert main(["cohort", str(table), "--folds"]) == 1
+    assert "line 2: no fold" in capsys.readouterr().err
+    table = folds_table(tmp_path, [""] * 18)
+    assert main(["cohort", str(table), "--folds"]) == 2
+    assert "--folds needs a number" in capsys.readouterr().err
+    assert main(["cohort", str(table), "--folds", "0"]) == 1
+    assert "0 folds: at least 2 are needed" in capsys.readouterr().err
+
+
+def test_the_command_refuses_folds_without_validation(tmp_path, capsys):
+    table = folds_table(tmp_path, [""] * 18)
+    assert main(["cohort", str(table), "--folds", "2", "--val-share", "0"]) == 2
+    assert "share of validation slides is 0" in capsys.readouterr().err
+    assert not (tmp_path / "splits.json").exists()

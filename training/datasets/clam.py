@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from napari_msamil.errors import CohortError
@@ -62,7 +63,7 @@ def read_splits(folder: Path, cohort: Cohort) -> Splits:
     """The folds of a folder of `splits_<k>.csv`.
 
     Raises:
-        CohortError: There are none, or they name slides that the cohort does not have.
+        CohortError: There are none, they name slides that the cohort does not have, or they do not test each slide once.
     """
     paths = sorted(
         (int(m[1]), p)
@@ -90,7 +91,23 @@ def read_splits(folder: Path, cohort: Cohort) -> Splits:
         raise CohortError(
             f"The splits in {folder} name {len(unknown)} slides that {cohort.path} does not have, for example {unknown[0]}."
         )
+    _require_tested_once(folder, [fold["test"] for fold in folds], known)
     return Splits(tuple(folds), cohort.identity, 0)
+
+
+def _require_tested_once(
+    folder: Path, parts: Sequence[Sequence[str]], known: set[str]
+) -> None:
+    """Refuse Monte-Carlo splits: pooled figures count each slide once."""
+    tested = Counter(name for names in parts for name in names)
+    several = sum(count > 1 for count in tested.values())
+    never = len(known - tested.keys())
+    if several or never:
+        raise CohortError(
+            f"The {len(parts)} splits in {folder} test {several} slides several times and {never} never, as CLAM's "
+            "create_splits_seq.py draws them (each split anew, Monte-Carlo). Figures are pooled over folds that test each slide "
+            "once: draw such folds with --folds, or put one of the splits into the column split of the cohort table."
+        )
 
 
 def write(folder: Path, cohort: Cohort, splits: Splits | None = None) -> list[Path]:

@@ -1,7 +1,7 @@
 """Any lab's table: one row per slide with a name, a patient and a label; slides are found by name in a folder.
 
 Columns are found under their usual names in any case (`slide_id`, `slide`, `image_id`, `filename`, …; `patient_id`, `case_id`,
-`patient`; `label`, `class`, `diagnosis`). A spreadsheet may have turned identifiers into numbers.
+`patient`; `label`, `class`, `diagnosis`); `split`, `fold` and `mpp` are kept where the table has them. A spreadsheet may have turned identifiers into numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from napari_msamil.errors import CohortError
 
-from ..cohort_table import CohortRow
+from ..cohort_table import CohortRow, parse_fold, parse_mpp
 from .imported import (
     SLIDE_SUFFIXES,
     Imported,
@@ -49,6 +49,8 @@ NAMES = {
     "label": ("label", "class", "diagnosis", "target", "subtype", "status"),
     "mask": ("mask", "mask_path", "annotation"),
     "mpp": ("mpp", "microns_per_pixel"),
+    "split": ("split",),
+    "fold": ("fold",),
 }
 MASK_SUFFIXES = (".png", ".geojson", ".xml", ".json", ".tif", ".tiff")
 
@@ -78,15 +80,18 @@ def read(folder: Path, options: ImportOptions | None = None) -> Imported:
         mask = _mask(cells["mask"], stem, folder, options)
         if cells["mask"] and mask is None:
             found.problems.append(f"line {line}: no mask {cells['mask']}")
-        mpp = (
-            float(cells["mpp"].replace(",", "."))
-            if _is_number(cells["mpp"])
-            else options.mpp
+        row = CohortRow(
+            slide_id=stem,
+            path=paths[0],
+            patient_id=clean_id(cells["patient"]) or stem,
+            label=cells["label"],
+            mask=mask,
+            split=cells["split"].lower(),
+            fold=parse_fold(cells["fold"], line, found.problems),
+            mpp=parse_mpp(cells["mpp"], line, found.problems) or options.mpp,
+            line=line,
         )
-        patient = clean_id(cells["patient"]) or stem
-        found.rows.append(
-            CohortRow(stem, paths[0], patient, cells["label"], mask, mpp=mpp, line=line)
-        )
+        found.rows.append(row)
     if column["patient"] is None:
         found.notes.append(
             "the table has no column for patients: each slide counts as one"
@@ -118,7 +123,3 @@ def _mask(text: str, stem: str, folder: Path, options: ImportOptions) -> Path | 
         path = folder / text
         return path if path.is_file() else None
     return first_file(options.masks, stem, MASK_SUFFIXES) if options.masks else None
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(",", ".").replace(".", "", 1).isdigit()

@@ -3,7 +3,7 @@
 `gdc-client` downloads a manifest (`id, filename, md5, size, state`, tab-separated) into `<id>/<filename>`. A file name
 begins with the barcode: `TCGA-05-4244-01Z-00-DX1.<uuid>.svs`: patient TCGA-05-4244, sample type 01 (11 is normal
 tissue), slide DX1 (diagnostic; TS, MS, BS are frozen sections). Labels come from the GDC sample sheet (`File ID, File
-Name, …, Project ID, Case ID, …`), or from a table `case_id, label` given with --labels. Unfinished downloads end in
+Name, …, Project ID, Case ID, …`), or all from a table `case_id, label` given with --labels. Unfinished downloads end in
 `.partial`. (docs.gdc.cancer.gov, Data Transfer Tool; barcode: TCGA wiki.)
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from napari_msamil.errors import CohortError
 
-from ..cohort_table import CohortRow, read_table
+from ..cohort_table import CohortRow, raise_problems, read_table
 from .imported import Imported, ImportOptions, first_file
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ def read(folder: Path, options: ImportOptions | None = None) -> Imported:
                 "frozen sections" if kind != DIAGNOSTIC else "slides of normal tissue"
             ] += 1
             continue
-        label = labels.get(patient) or record.get("Project ID", "").removeprefix(
-            "TCGA-"
-        )
+        project = record.get("Project ID", "").removeprefix("TCGA-")
+        label = project if labels is None else labels.get(patient, "")
         if not label:
-            found.problems.append(
-                f"line {line}: no label for {patient}; use the sample sheet, or give --labels"
-            )
+            found.problems.append(f"line {line}: {_unlabelled(patient, options)}")
         path = _downloaded(folder, record.get("id") or record.get("File ID", ""), name)
         if path is None:
             found.problems.append(
@@ -88,13 +85,36 @@ def _table(folder: Path, options: ImportOptions) -> list[tuple[int, dict[str, st
     return read_table(path)
 
 
-def _labels(options: ImportOptions) -> dict[str, str]:
+def _labels(options: ImportOptions) -> dict[str, str] | None:
+    """Label of each patient; None where no table of labels was given and the project is the label.
+
+    Raises:
+        CohortError: The table lacks a column, or labels a patient twice.
+    """
     if options.labels is None:
-        return {}
-    return {
-        r.get("case_id", "").upper()[:12]: r.get("label", "")
-        for _, r in read_table(options.labels)
-    }
+        return None
+    records = read_table(options.labels)
+    missing = sorted({"case_id", "label"} - records[0][1].keys())
+    if missing:
+        raise CohortError(
+            f"The table {options.labels} has no column {', '.join(missing)} (found: {', '.join(records[0][1])})."
+        )
+    labels: dict[str, str] = {}
+    problems = []
+    for line, record in records:
+        patient, label = record["case_id"].upper()[:12], record["label"]
+        if labels.setdefault(patient, label) != label:
+            problems.append(
+                f"line {line}: {patient} is {label!r} here and {labels[patient]!r} before"
+            )
+    raise_problems(options.labels, problems)
+    return labels
+
+
+def _unlabelled(patient: str, options: ImportOptions) -> str:
+    if options.labels is None:
+        return f"no label for {patient}; use the sample sheet, or give --labels"
+    return f"no label for {patient} in {options.labels}; add it, or leave the slide out of the table"
 
 
 def _downloaded(folder: Path, identity: str, name: str) -> Path | None:
