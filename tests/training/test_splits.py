@@ -211,5 +211,5 @@ def test_a_column_fold_that_cannot_be_used_is_refused_with_all_reasons():
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 0.6, 1.0, float("nan")])
 def test_a_share_that_leaves_no_validation_or_little_training_is_refused(share):
-    with pytest.raises(ConfigError, match="not above 0 and at most 0.5"):
+    with pytest.raises(ConfigError, match=r"not above 0 and at most 0\.5"):
         make_splits(EVEN, 3, val_share=share)
