@@ -43,7 +43,7 @@ class Calibration:
         set_threshold: Largest score of a class of the set; at least one class is in it.
         set_penalty: Part of the score, for every likelier class.
         slides: Validation slides it was learnt from.
-        ece_before, ece_after: Calibration error on those slides without and with the temperature.
+        ece_before, ece_after: Calibration error on those slides as they were predicted, and with the temperature.
     """
 
     temperature: float
@@ -59,8 +59,23 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(found: Predictions, coverage: float = COVERAGE) -> Calibration:
-    """Learn temperature and set threshold from validation predictions made at temperature 1.
+def calibrate(
+    found: Predictions,
+    coverage: float = COVERAGE,
+    *,
+    made_at: float = 1.0,
+    refit: bool = True,
+) -> Calibration:
+    """Learn temperature and set threshold from validation predictions.
+
+    The threshold belongs to the probabilities at the temperature that is returned.
+
+    Args:
+        found: The predictions.
+        coverage: Promised share of slides whose set holds the true class.
+        made_at: Temperature they were made with; what is learnt multiplies it.
+        refit: Whether the temperature may change. The mean of an ensemble at another temperature does not follow from
+            the mean at this one, so a threshold for it would belong to no probabilities.
 
     Raises:
         CohortError: There are too few labelled slides.
@@ -71,10 +86,10 @@ def calibrate(found: Predictions, coverage: float = COVERAGE) -> Calibration:
             f"Calibration needs at least {FEWEST} labelled validation slides; there are {len(found)}."
         )
     logits = np.log(np.maximum(found.probabilities, 1e-6))
-    temperature = fit_temperature(logits, found.labels)
-    after = metrics.softmax(logits, temperature)
+    factor = fit_temperature(logits, found.labels) if refit else 1.0
+    after = metrics.softmax(logits, factor)
     return Calibration(
-        temperature=temperature,
+        temperature=made_at * factor,
         coverage=coverage,
         set_threshold=conformal_threshold(after, found.labels, coverage),
         set_penalty=PENALTY,

@@ -177,3 +177,19 @@ def test_uploading_is_only_tried_when_asked_and_fails_with_one_sentence(
         CheckpointError, match="could not be uploaded to me/toy: no network"
     ):
         push(published, "me/toy", write_card(published))
+
+
+def test_what_is_learnt_multiplies_the_temperature_of_the_predictions(rng):
+    logits, labels = sample(rng, 3000, 3.0)
+    plain = calibrate(table_of(logits, labels))
+    again = calibrate(table_of(logits / 2, labels), made_at=2.0)
+    assert again.temperature == pytest.approx(plain.temperature, rel=0.01)
+    final = metrics.softmax(logits, again.temperature)
+    assert again.set_threshold == pytest.approx(
+        conformal_threshold(final, labels), rel=1e-3
+    )
+    kept = calibrate(table_of(logits / 2, labels), made_at=2.0, refit=False)
+    assert kept.temperature == 2.0
+    assert kept.set_threshold == pytest.approx(
+        conformal_threshold(metrics.softmax(logits, 2.0), labels), rel=1e-4
+    )
