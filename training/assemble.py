@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ PARTS_OF = {
     "segment": ("segmenter",),
 }
 """Which parts of a model each verb trains."""
+_HASH = re.compile(r"[0-9a-f]{24}")
 _PREFIXES = {"mhim": ("student.",), "dino": ("student.encoder.", "encoder.")}
 
 
@@ -46,6 +48,48 @@ class Fold:
     path: Path
     parts: Parts
     states: tuple[Stored, ...] = ()
+
+
+@dataclass(frozen=True)
+class Head:
+    """An aggregator that was trained on features, and the encoder that it gets.
+
+    Attributes:
+        path: The state that holds it.
+        encoder_id: Who made its features; `unknown` where the bags did not say it.
+        over: The state or checkpoint whose encoder is put before it.
+    """
+
+    path: Path
+    encoder_id: str
+    over: str
+
+
+def head_of(states: Sequence[Stored], base: str | None) -> Head | None:
+    """The aggregator that the states leave, where it was trained on features; None where it read pictures, or is the base's."""
+    over = base or "the encoder"
+    head: tuple[Path, str] | None = None
+    for path, state in states:
+        parts = _parts(path, state)
+        if "encoder" in parts:
+            over = str(path)
+        if "aggregator" in parts:
+            known = state["description"].get("encoder_id")
+            head = None if "encoder" in parts else (path, str(known or "unknown"))
+    return None if head is None else Head(*head, over)
+
+
+def made_by(encoder_id: str, weights: str) -> bool | None:
+    """Whether features come from an encoder, whatever precision it ran in; None where the name is nobody's we know.
+
+    Args:
+        encoder_id: Name of who made them; of several encoders, one per scale, joined with `+`.
+        weights: Hash of the encoder's weights.
+    """
+    hashes = {name.partition("-")[0] for name in encoder_id.split("+")}
+    if not all(_HASH.fullmatch(found) for found in hashes):
+        return None
+    return hashes == {weights}
 
 
 def read_fold(states: Sequence[Stored], path: Path, base: str | None) -> Fold:

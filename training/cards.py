@@ -35,6 +35,31 @@ def write_card(checkpoint: Path, path: Path | None = None) -> Path:
     return path
 
 
+def checked_figures(found: Any, path: Path) -> dict[str, Any]:
+    """Figures that a card can show: `pooled` has a number by name, alone or as `value` with `low` and `high`.
+
+    Args:
+        found: What the file holds.
+        path: The file, for the message.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    pooled = found.get("pooled") or {} if isinstance(found, dict) else None
+    if not isinstance(pooled, dict):
+        raise CheckpointError(
+            f'{path} holds no figures. Give the figures.json of an evaluation, or {{"pooled": {{"acc": 0.9}}}}.'
+        )
+    for name in SHOWN:
+        entry = pooled.get(name)
+        values = _entry(entry).values() if name in pooled else ()
+        if not all(v is None or isinstance(v, int | float) for v in values):
+            raise CheckpointError(
+                f"{path}: {name} is {json.dumps(entry)[:80]}, which is no number. Give a number, or value, low and high."
+            )
+    return dict(found)
+
+
 def card_text(header: CheckpointHeader, name: str, sha256: str) -> str:
     """The card as Markdown with its YAML head."""
     config, story = header.config, header.provenance
@@ -136,14 +161,20 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     lines = ["| figure | value | 95 % interval |", "|---|---|---|"]
     for name in SHOWN:
         if name in pooled:
-            low, high = (_number(pooled[name].get(side)) for side in ("low", "high"))
-            lines.append(
-                f"| {TITLES[name]} | {_number(pooled[name]['value'])} | {low} … {high} |"
-            )
-    lines.append(
-        f"\n{metrics.get('slides')} slides of {metrics.get('patients')} patients."
-    )
+            entry = _entry(pooled[name])
+            value, low, high = map(_number, entry.values())
+            known = entry["low"] is not None or entry["high"] is not None
+            interval = f"{low} … {high}" if known else "-"
+            lines.append(f"| {TITLES[name]} | {value} | {interval} |")
+    if "slides" in metrics and "patients" in metrics:
+        lines.append(f"\n{metrics['slides']} slides of {metrics['patients']} patients.")
     return "\n".join(lines)
+
+
+def _entry(found: Any) -> dict[str, Any]:
+    """A figure with its interval; a plain number has none."""
+    known = found if isinstance(found, dict) else {"value": found}
+    return {side: known.get(side) for side in ("value", "low", "high")}
 
 
 def _calibration(found: Mapping[str, Any] | None) -> str:

@@ -28,9 +28,16 @@ from napari_msamil.checkpoint import (
 from napari_msamil.errors import CheckpointError
 from napari_msamil.models import build_model
 
-from .assemble import assemble, read_fold, state_file, story_of
+from .assemble import (
+    assemble,
+    head_of,
+    made_by,
+    read_fold,
+    state_file,
+    story_of,
+)
 from .join_folds import join_members
-from .state import load_state
+from .state import BEST, LAST, load_state
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from napari_msamil.config import ModelConfig
     from napari_msamil.models.msamil import MsamilModel
 
-    from .assemble import Stored
+    from .assemble import Head, Stored
     from .familiar import Learnt
 
 
@@ -122,8 +129,8 @@ def _add_familiarity(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publish as the arguments say."""
-    calibration = _calibration(args.calibrate)
     states = [(path, load_state(path)) for path in map(state_file, args.states)]
+    calibration = _calibration(args, states)
     path = publish(
         states,
         args.out,
@@ -181,9 +188,10 @@ def publish(
         provenance: More of where it comes from; what is empty does not hide what a base says that is only given more.
 
     Raises:
-        CheckpointError: A part is missing or does not fit the configuration.
+        CheckpointError: A part is missing or does not fit the configuration, or an aggregator was trained on features
+            of another encoder.
     """
-    config, weights, story = _put_together(states, folds, base)
+    config, weights, story, heads = _put_together(states, folds, base)
     config = config.model_copy(
         update={k: v for k, v in (shown or {}).items() if v is not None}
     )
@@ -196,6 +204,7 @@ def publish(
     model = build_model(config)
     _fill(model, weights)
     model.eval()
+    _check_heads(heads, model)
     if found is not None:
         _check_encoder(found, model)
     told = {k: v for k, v in (provenance or {}).items() if v or k not in story}
@@ -204,18 +213,23 @@ def publish(
 
 def _put_together(
     states: Sequence[Stored], folds: Sequence[Path], base: str | None
-) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any]]:
-    """Configuration, weights, and where they come from; a base that is only given more keeps its story."""
+) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], list[Head | None]]:
+    """Configuration, weights, where they come from (a base that is only given more keeps its story), heads of the members."""
     if folds:
         members = [read_fold(states, fold, base) for fold in folds]
         config, weights = join_members([(str(m.path), m.parts) for m in members])
         story = story_of([*states, *(s for m in members for s in m.states)])
-        return config, weights, {**story, "members": [m.path.name for m in members]}
+        heads = [
+            head_of([*states, *m.states], base) if m.states else None for m in members
+        ]
+        names = [m.path.name for m in members]
+        return config, weights, {**story, "members": names}, heads
     config, weights = assemble(states, base)
     if base is None or states:
-        return config, weights, story_of(states)
+        return config, weights, story_of(states), [head_of(states, base)]
     told = read_header(resolve_model(base)).provenance
-    return config, weights, {k: v for k, v in told.items() if k not in _OF_A_FILE}
+    story = {k: v for k, v in told.items() if k not in _OF_A_FILE}
+    return config, weights, story, []
 
 
 def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
@@ -233,15 +247,52 @@ def _fill(model: Any, weights: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-def _calibration(paths: Sequence[Path] | None) -> dict[str, Any]:
+def _calibration(args: argparse.Namespace, states: Sequence[Stored]) -> dict[str, Any]:
     """From the validation slides of all tables together; each was predicted by a training that did not learn from it."""
+    paths: Sequence[Path] | None = args.calibrate
     if not paths:
         return {}
     from .calibration import calibrate
     from .prediction_table import join_predictions, read_predictions
 
+    made_at, ensemble = _made_at(args, states, paths)
+    if ensemble:
+        print(  # noqa: T201
+            f"note: the temperature stays {made_at:g}: that of an ensemble is learnt from the predictions of its folds' trainings.",
+            file=sys.stderr,
+        )
     parts = [read_predictions(path).part("val") for path in paths]
-    return calibrate(join_predictions(parts)).as_dict()
+    found = join_predictions(parts)
+    return calibrate(found, made_at=made_at, refit=not ensemble).as_dict()
+
+
+def _made_at(
+    args: argparse.Namespace, states: Sequence[Stored], paths: Sequence[Path]
+) -> tuple[float, bool]:
+    """Temperature that the predictions were made with, and whether they are means of an ensemble.
+
+    A training predicts without a temperature, a checkpoint with its own.
+
+    Raises:
+        CheckpointError: The predictions, or the checkpoints that made them, differ in it.
+    """
+    beside = [any((p.parent / n).is_file() for n in (BEST, LAST)) for p in paths]
+    refs = [str(fold) for fold in args.folds if fold.suffix == ".safetensors"]
+    if not args.folds and args.base and all(s["kind"] == "segment" for _, s in states):
+        refs = [args.base]
+    if all(beside):
+        refs = []
+    configs = [read_header(resolve_model(ref)).config for ref in refs]
+    found = {c.temperature for c in configs}
+    if any(beside) or len(refs) < len(args.folds) or not refs:
+        found.add(1.0)
+    if len(found) > 1:
+        told = ", ".join(f"{t:g}" for t in sorted(found))
+        raise CheckpointError(
+            f"The predictions of --calibrate were made at different temperatures ({told}), so they cannot be joined. Give "
+            "those of the trainings, or of one checkpoint."
+        )
+    return found.pop(), any(c.ensemble is not None for c in configs)
 
 
 def _familiarity(args: argparse.Namespace) -> Callable[[ModelConfig], Learnt] | None:
@@ -281,19 +332,60 @@ def _read_metrics(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
-    return found
+    from .cards import checked_figures
+
+    return checked_figures(found, path)
+
+
+def _hashes(model: MsamilModel) -> list[str]:
+    """Of the encoder, or of each member's own."""
+    from napari_msamil.encoding import weights_hash
+
+    members = getattr(model.encoder, "members", [model.encoder])
+    return [weights_hash(member, model.config.encoder) for member in members]
+
+
+def _check_heads(heads: Sequence[Head | None], model: MsamilModel) -> None:
+    """Raise unless each aggregator was trained on features of the encoder it gets; say where that cannot be known."""
+    own = _hashes(model)
+    foreign: dict[str, Path] = {}
+    for number, head in enumerate(heads):
+        if head is None:
+            continue
+        weights = own[number % len(own)]
+        made = made_by(head.encoder_id, weights)
+        if made is False:
+            raise CheckpointError(
+                f"{head.path} was trained on features of the encoder {head.encoder_id}, but {head.over} holds the encoder "
+                f"{weights}, so they do not go together. Publish it with the state or the --base that made its features."
+            )
+        if made is None:
+            foreign[head.encoder_id] = head.path
+    _check_foreign(foreign, heads)
+
+
+def _check_foreign(foreign: Mapping[str, Path], heads: Sequence[Head | None]) -> None:
+    """Raise where some heads name another maker of their features than the others."""
+    named = {h.encoder_id: h.path for h in heads if h and h.encoder_id != "unknown"}
+    if len(named) > 1 and foreign.keys() & named.keys():
+        told = ", ".join(f"{path}: {name}" for name, path in named.items())
+        raise CheckpointError(
+            f"The folds were trained on features of different encoders ({told}). Join folds that were trained on the same bags."
+        )
+    for name, path in foreign.items():
+        print(  # noqa: T201
+            f"note: the features that {path} was trained on were made by {name!r}, which cannot be compared with the encoder "
+            "published here. Make sure that this encoder made them.",
+            file=sys.stderr,
+        )
 
 
 def _check_encoder(found: Learnt, model: MsamilModel) -> None:
     """Raise unless the bags were made by the encoder that is published (of several, by the first)."""
-    from napari_msamil.encoding import weights_hash
-
-    members = getattr(model.encoder, "members", [model.encoder])
-    own = weights_hash(members[0], model.config.encoder)
-    if not found.encoder_id.startswith(own):
+    if not made_by(found.encoder_id, _hashes(model)[0]):
         raise CheckpointError(
             "The bags were made by another encoder than the one that is published, so their distances mean nothing. "
             "Extract them with this model, published once without --bags."

@@ -15,6 +15,7 @@ from napari_msamil.pipeline import classify
 from napari_msamil.reliability import UNFAMILIAR
 from napari_msamil.slide.write import write_pyramid_tiff
 from training.cli import main
+from training.metrics import softmax
 from training.prediction_table import Predictions, save_predictions
 from training.state import save_state
 
@@ -212,3 +213,73 @@ def test_brown_slides_and_noise_are_called_unlike_and_new_slides_of_the_kind_are
     words = [other, "--bags", bags, "--cohort", stained, "-o", out]
     assert publish(*words) == 1
     assert "made by another encoder" in capsys.readouterr().err
+
+
+def write_predictions(path: Path, temperature: float) -> Path:
+    """300 validation slides of a model that is twice as certain as right, at a temperature."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2, size=(300, 2))
+    labels = np.array([rng.choice(2, p=p) for p in softmax(logits)])
+    names = tuple(f"s{i}" for i in range(300))
+    shares = softmax(2 * logits, temperature)
+    path.parent.mkdir(exist_ok=True)
+    found = Predictions(
+        CLASSES, names, names, ("val",) * 300, (0,) * 300, labels, shares
+    )
+    return save_predictions(path, found)
+
+
+def test_calibrating_again_starts_from_the_temperature_of_the_base(
+    base: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    plain = write_predictions(tmp_path / "plain" / "predictions.csv", 1.0)
+    assert publish("--base", base, "--calibrate", plain, "-o", first) == 0
+    config = read_header(first).config
+    assert config.temperature == pytest.approx(2, rel=0.2)
+    # what `evaluate --model` writes has been divided by it
+    table = write_predictions(
+        tmp_path / "report" / "predictions.csv", config.temperature
+    )
+    assert publish("--base", first, "--calibrate", table, "-o", second) == 0
+    header = read_header(second)
+    assert header.config.temperature == pytest.approx(config.temperature, rel=0.01)
+    assert header.provenance["calibration"]["temperature"] == header.config.temperature
+    assert header.provenance["calibration"]["set_threshold"] == pytest.approx(
+        read_header(first).provenance["calibration"]["set_threshold"], rel=0.01
+    )
+
+
+def test_predictions_of_a_training_have_no_temperature(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    fold = save_fold(tmp_path / "fold_0", "mil", 0, tiny_config())
+    table = write_predictions(fold / "predictions.csv", 1.0)
+    words = ("--calibrate", table, "-o")
+    assert publish("--base", base, fold, *words, first) == 0
+    wanted = read_header(first).config.temperature
+    assert wanted == pytest.approx(2, rel=0.2)
+    # the training is beside the table, or is what is published
+    assert publish("--base", first, *words, second) == 0
+    assert read_header(second).config.temperature == wanted
+    assert publish("--base", first, "--folds", fold, fold, *words, second) == 0
+    assert read_header(second).config.temperature == wanted
+    other = write_predictions(tmp_path / "report" / "predictions.csv", wanted)
+    assert publish("--base", first, "--calibrate", table, other, "-o", second) == 1
+    assert "made at different temperatures (1, " in capsys.readouterr().err
+
+
+def test_the_temperature_of_an_ensemble_stays_where_only_its_own_answers_are_known(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [save_fold(tmp_path / f"fold_{k}", "mil", k, tiny_config()) for k in (0, 1)]
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    table = write_predictions(folds[0] / "predictions.csv", 1.0)
+    words = ("--base", base, "--folds", *folds, "--calibrate", table)
+    assert publish(*words, "-o", first) == 0
+    config = read_header(first).config
+    report = write_predictions(tmp_path / "report" / "predictions.csv", 1.7)
+    assert publish("--base", first, "--calibrate", report, "-o", second) == 0
+    assert "that of an ensemble is learnt from" in capsys.readouterr().err
+    assert read_header(second).config.temperature == config.temperature

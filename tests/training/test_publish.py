@@ -10,6 +10,7 @@ import torch
 
 from napari_msamil.checkpoint import load_checkpoint, read_header, selftest
 from napari_msamil.config import SegmenterSpec
+from napari_msamil.encoding import weights_hash
 from napari_msamil.errors import CheckpointError
 from napari_msamil.models import build_aggregator, build_model, build_segmenter
 from training.assemble import state_file
@@ -202,3 +203,140 @@ def test_the_best_state_of_a_folder_comes_first(tmp_path: Path) -> None:
     assert state_file(tmp_path).name == "best.pt"
     with pytest.raises(CheckpointError, match="neither"):
         state_file(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"pooled": {"acc": 0.9}},
+        {"pooled": {"acc": {"value": 0.9}}, "slides": 6, "patients": 4},
+    ],
+)
+def test_figures_without_intervals_are_shown_without(
+    runs: Path, tmp_path: Path, figures: dict[str, object]
+) -> None:
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps(figures), encoding="utf-8")
+    words = ["publish", str(runs / "e2e"), "-o", str(tmp_path / "m.safetensors")]
+    assert main([*words, "--metrics", str(path), "--card"]) == 0
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| ACC | 0.900 | - |" in card
+    assert ("6 slides of 4 patients" in card) == ("slides" in figures)
+    assert "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("figures", "says"),
+    [
+        ([0.9], "holds no figures"),
+        ({"pooled": 0.9}, "holds no figures"),
+        ({"pooled": {"acc": "90 %"}}, 'acc is "90 %", which is no number'),
+        ({"pooled": {"auc": {"value": [1]}}}, "which is no number"),
+    ],
+)
+def test_figures_that_no_card_can_show_are_refused_before_anything_is_written(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    figures: object,
+    says: str,
+) -> None:
+    path, out = tmp_path / "figures.json", tmp_path / "m.safetensors"
+    path.write_text(json.dumps(figures), encoding="utf-8")
+    words = ["publish", str(runs / "e2e"), "-o", str(out), "--metrics", str(path)]
+    assert main(words) == 1
+    assert says in capsys.readouterr().err
+    assert not out.exists()
+
+
+def save_head(folder: Path, encoder_id: str) -> Path:
+    """A mil state on features of an encoder."""
+    config = tiny_config()
+    description = {"model": config.model_dump_json(), "encoder_id": encoder_id}
+    state = {
+        "model": build_aggregator(config.aggregator, 2).state_dict(),
+        "position": POSITION,
+        "description": description,
+    }
+    save_state(folder / "best.pt", "mil", state)
+    return folder
+
+
+@pytest.fixture
+def own(runs: Path, tmp_path: Path) -> str:
+    """Hash of the encoder of e2e."""
+    out = tmp_path / "own.safetensors"
+    assert main(["publish", str(runs / "e2e"), "-o", str(out)]) == 0
+    loaded = load_checkpoint(out)
+    return weights_hash(loaded.model.encoder, loaded.config.encoder)
+
+
+@pytest.mark.parametrize("name", ["{}-fp32-exact", "{}-bf16-folded", "{0}-a+{0}-b"])
+def test_an_aggregator_is_published_over_the_encoder_of_its_features_at_any_precision(
+    runs: Path,
+    own: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    head = save_head(tmp_path / "head", name.format(own))
+    out, base = tmp_path / "m.safetensors", tmp_path / "own.safetensors"
+    assert main(["publish", str(runs / "e2e"), str(head), "-o", str(out)]) == 0
+    assert main(["publish", "--base", str(base), str(head), "-o", str(out)]) == 0
+    assert main(["publish", "--base", str(base), "--folds", str(head), "-o", str(out)]) == 0  # fmt: skip
+    assert "cannot be compared" not in capsys.readouterr().err
+
+
+OTHER = "0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("name", [f"{OTHER}-fp32-exact", "{}-fp32+" + OTHER + "-fp32"])
+def test_an_aggregator_over_an_encoder_that_did_not_make_its_features_is_refused(
+    runs: Path,
+    own: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    head = save_head(tmp_path / "head", name.format(own))
+    out, base = tmp_path / "m.safetensors", tmp_path / "own.safetensors"
+    for words in (
+        [str(runs / "e2e"), str(head)],
+        ["--base", str(base), str(head)],
+        ["--base", str(base), "--folds", str(head), str(runs / "mil")],
+    ):
+        assert main(["publish", *words, "-o", str(out)]) == 1
+        said = capsys.readouterr().err
+        assert str(head / "best.pt") in said
+        assert OTHER in said
+        assert own in said
+        assert str(base if "--base" in words else runs / "e2e" / "best.pt") in said
+        assert not out.exists()
+    # a head that is replaced is not published
+    assert main(["publish", str(head), str(runs / "e2e"), "-o", str(out)]) == 0
+
+
+def test_features_of_somebody_else_are_published_with_a_note_and_folds_must_agree(
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"a": "conch", "b": "conch", "c": "uni", "d": f"{own}-fp32", "e": "unknown"}
+    heads = {k: str(save_head(tmp_path / k, name)) for k, name in names.items()}
+    base = ["publish", "--base", str(tmp_path / "own.safetensors")]
+    out = tmp_path / "m.safetensors"
+    for folds, names_told in (
+        ("ab", ["conch"]),
+        ("de", ["unknown"]),
+        ("e", ["unknown"]),
+    ):
+        words = [*base, "--folds", *(heads[k] for k in folds), "-o", str(out)]
+        assert main(words) == 0
+        said = capsys.readouterr().err
+        assert [n for n in names.values() if f"made by '{n}'" in said][:1] == names_told
+        out.unlink()
+    for folds in ("ac", "ad"):
+        words = [*base, "--folds", *(heads[k] for k in folds), "-o", str(out)]
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "features of different encoders" in said
+        assert all(str(tmp_path / k) in said for k in folds)
+        assert not out.exists()
