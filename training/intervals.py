@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .metrics import Figure, Labels, Probabilities
 
 DRAWS = 2000
+_NO_SPREAD = 1e-12
+"""A standard error below this is rounding."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def wilson_interval(successes: int, total: int, level: float = 0.95) -> Interval
 def delong_interval(
     scores: NDArray[np.floating], positive: NDArray[np.bool_], level: float = 0.95
 ) -> Interval:
-    """DeLong's interval of one AUC, on the logit scale so that it stays within 0 … 1."""
+    """DeLong's interval of one AUC, on the logit scale so that it stays within 0 … 1; NaN with fewer than two slides of a class."""
+    if _too_few(positive):
+        return Interval(np.nan, np.nan, np.nan)
     areas, covariance = delong_covariance(np.asarray(scores)[None], positive)
     area = float(np.clip(areas[0], 1e-6, 1 - 1e-6))
     z = float(stats.norm.ppf((1 + level) / 2))
@@ -110,14 +114,23 @@ def delong_test(
     positive: NDArray[np.bool_],
     level: float = 0.95,
 ) -> Comparison:
-    """Compare two correlated AUCs (DeLong, DeLong and Clarke-Pearson 1988)."""
+    """Compare two correlated AUCs (DeLong, DeLong and Clarke-Pearson 1988).
+
+    Interval and p are NaN where the test is undefined: fewer than two slides of a class, or AUCs that differ without any
+    spread.
+    """
+    if _too_few(positive):
+        return Comparison(Interval(np.nan, np.nan, np.nan), np.nan, "DeLong")
     areas, covariance = delong_covariance(np.stack([first, second]), positive)
     gap = float(areas[0] - areas[1])
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     error = float(np.sqrt(max(variance, 0.0)))
+    if not error > _NO_SPREAD:
+        same = np.isfinite(error) and abs(gap) <= _NO_SPREAD
+        edge, p_value = (gap, 1.0) if same else (np.nan, np.nan)
+        return Comparison(Interval(gap, edge, edge), p_value, "DeLong")
     half = float(stats.norm.ppf((1 + level) / 2)) * error
-    same = 1.0 if gap == 0 else 0.0
-    p_value = float(2 * stats.norm.sf(abs(gap) / error)) if error > 0 else same
+    p_value = float(2 * stats.norm.sf(abs(gap) / error))
     return Comparison(Interval(gap, gap - half, gap + half), p_value, "DeLong")
 
 
@@ -153,7 +166,8 @@ def paired_bootstrap(
 ) -> Comparison:
     """Difference of two methods on the same resampled patients.
 
-    The p-value is twice the smaller share of draws on either side of no difference, never below 1 / draws.
+    The p-value is twice the smaller share of draws on either side of no difference, never below 1 / draws; NaN where the figure
+    is defined in no draw.
     """
     gaps = np.array(
         [
@@ -163,7 +177,9 @@ def paired_bootstrap(
     )
     gaps = gaps[~np.isnan(gaps)]
     gap = figure(first, labels) - figure(second, labels)
-    tail = min((gaps <= 0).mean(), (gaps >= 0).mean()) if len(gaps) else 0.5
+    if not len(gaps):
+        return Comparison(Interval(gap, np.nan, np.nan), np.nan, "paired bootstrap")
+    tail = min((gaps <= 0).mean(), (gaps >= 0).mean())
     p_value = float(min(1.0, max(2 * tail, 1 / draws)))
     return Comparison(_percentiles(gap, gaps, level), p_value, "paired bootstrap")
 
@@ -198,6 +214,12 @@ def resamples(
     for _ in range(draws):
         drawn = rng.integers(0, len(members), len(members))
         yield np.concatenate([members[g] for g in drawn])
+
+
+def _too_few(positive: NDArray[np.bool_]) -> bool:
+    """Whether a class has fewer than two slides: its placements have no variance then."""
+    count = int(positive.sum())
+    return min(count, len(positive) - count) < 2
 
 
 def _groups(groups: Sequence[object] | None, size: int) -> NDArray[np.int64]:

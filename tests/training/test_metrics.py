@@ -143,6 +143,32 @@ def test_delong_test_sees_a_difference_and_no_difference(rng):
     assert intervals.delong_test(good, good, positive).p_value == 1.0
 
 
+@pytest.mark.parametrize("positives", [0, 1, 5, 6])
+def test_delong_claims_nothing_with_fewer_than_two_slides_of_a_class(rng, positives):
+    positive = np.arange(6) < positives
+    first, second = rng.normal(size=(2, 6))
+    found = intervals.delong_test(first, second, positive)
+    assert np.isnan([found.p_value, found.difference.low, found.difference.high]).all()
+    alone = intervals.delong_interval(first, positive)
+    assert np.isnan([alone.low, alone.high]).all()
+
+
+def test_delong_claims_nothing_where_areas_differ_without_spread():
+    positive = np.array([False, False, True, True])
+    scores = np.array([0.1, 0.2, 0.8, 0.9])
+    found = intervals.delong_test(scores, -scores, positive)
+    assert found.difference.value == 1
+    assert np.isnan([found.p_value, found.difference.low]).all()
+
+
+def test_a_paired_bootstrap_of_an_undefined_figure_claims_nothing(rng):
+    probabilities, labels = draw(rng, n=9)[0], np.zeros(9, int)
+    found = intervals.paired_bootstrap(
+        metrics.macro_auc, probabilities, probabilities, labels, draws=20
+    )
+    assert np.isnan([found.p_value, found.difference.value]).all()
+
+
 def test_wilson_interval_is_honest_when_all_are_right():
     found = intervals.wilson_interval(60, 60)
     assert found.high == pytest.approx(1.0)
