@@ -6,6 +6,8 @@ Columns: `slide_id, patient_id, split, label, prediction, p_<class> …` and, wh
 from __future__ import annotations
 
 import csv
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
@@ -79,12 +81,23 @@ class Predictions:
         """The slides whose class is known."""
         return self.take(np.nonzero(self.labels >= 0)[0])
 
+    def repeated(self) -> list[str]:
+        """Names of slides that occur more than once, sorted."""
+        count = Counter(self.slide_ids)
+        return sorted(name for name, n in count.items() if n > 1)
+
     def aligned_with(self, other: Predictions) -> Self:
         """The same slides in the order of another run.
 
         Raises:
-            CohortError: The runs are of different slides or classes.
+            CohortError: The runs are of different slides, classes or folds, or hold a slide twice.
         """
+        repeated = self.repeated() or other.repeated()
+        if repeated:
+            raise CohortError(
+                f"A run that is compared holds {len(repeated)} slides twice, for example {repeated[0]}. Compare one split of "
+                "one cross-validation with the same of another."
+            )
         place = {name: i for i, name in enumerate(self.slide_ids)}
         missing = [name for name in other.slide_ids if name not in place]
         if missing or len(self) != len(other) or self.classes != other.classes:
@@ -92,7 +105,10 @@ class Predictions:
             raise CohortError(
                 f"The two runs were not made on the same slides and classes{what}. Compare runs of one cohort and split."
             )
-        return self.take([place[name] for name in other.slide_ids])
+        same = self.take([place[name] for name in other.slide_ids])
+        if len(set(self.folds)) > 1 and len(set(other.folds)) > 1:
+            _check_same_folds(same, other)
+        return same
 
 
 def read_predictions(path: Path, fold: int = 0) -> Predictions:
@@ -103,7 +119,7 @@ def read_predictions(path: Path, fold: int = 0) -> Predictions:
         fold: Fold of its slides, where the table has no column `fold`.
 
     Raises:
-        CohortError: The file is missing or no table of predictions; all problems are listed.
+        CohortError: The file is missing or no table of predictions, or a fold or a probability is no number.
     """
     records = read_table(path)
     classes = tuple(
@@ -128,13 +144,13 @@ def read_predictions(path: Path, fold: int = 0) -> Predictions:
         slide_ids=tuple(r["slide_id"] for r in rows),
         patients=tuple(r.get("patient_id") or r["slide_id"] for r in rows),
         splits=tuple(r.get("split", "") for r in rows),
-        folds=tuple(int(r.get("fold") or fold) for r in rows),
+        folds=tuple(_fold(path, n, r.get("fold", ""), fold) for n, r in records),
         labels=np.array(
             [classes.index(r["label"]) if r.get("label") else -1 for r in rows],
             np.int64,
         ),
         probabilities=np.array(
-            [[_number(path, r[_PREFIX + c]) for c in classes] for r in rows]
+            [[_number(path, n, r[_PREFIX + c]) for c in classes] for n, r in records]
         ),
     )
 
@@ -176,10 +192,38 @@ def save_predictions(path: Path, found: Predictions) -> Path:
     return path
 
 
-def _number(path: Path, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
+def _check_same_folds(first: Predictions, second: Predictions) -> None:
+    """Raise where a slide was predicted in another fold: its training slides were others, too."""
+    pairs = zip(first.slide_ids, first.folds, second.folds, strict=True)
+    other = [f"{name} (fold {b} and fold {a})" for name, a, b in pairs if a != b]
+    if other:
         raise CohortError(
-            f"The predictions {path} hold {text!r} where a probability should be."
-        ) from error
+            f"The two runs have {len(other)} slides in different folds, for example {other[0]}. Compare cross-validations "
+            "of one split file."
+        )
+
+
+def _fold(path: Path, line: int, text: str, fold: int) -> int:
+    """A whole number; Excel's `1.0` is 1."""
+    try:
+        value = float(text or fold)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer() or value < 0:
+        raise CohortError(
+            f"The predictions {path} have the fold {text!r} in line {line}. Write a whole number from 0."
+        )
+    return int(value)
+
+
+def _number(path: Path, line: int, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CohortError(
+            f"The predictions {path} have {text!r} in line {line} where a probability should be. Predict that slide anew, "
+            "or take the line out."
+        )
+    return value
