@@ -10,6 +10,7 @@ per pixel and encoder id. Finished slides are skipped; a slide that fails is nam
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from .config import (
     read_recipe,
     section,
 )
-from .made_with import claim, inputs_of
+from .made_with import claim, inputs_of, note, noted, read_as
 from .scale_encoders import load_encoders
 
 if TYPE_CHECKING:
@@ -85,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
     part = f"*.{spec.format}"
     inputs = _inputs(args.model, spec, raw)
     claim(args.out, part, inputs, begun=any(args.out.glob(part)))
-    failed = {}
+    failed, slides = {}, _Slides(args.out, part)
     for row in tqdm(cohort.rows, desc="extract", unit="slide", file=sys.stderr):
         path = args.out / f"{row.slide_id}.{spec.format}"
-        if path.exists():
+        if slides.is_done(row, path):
             continue
+        slides.note(row)
         try:
             save_bag(path, extract_slide(row, encoders, spec, runtime))
         except MsamilError as error:
@@ -100,6 +102,32 @@ def run(args: argparse.Namespace) -> int:
     _write_summary(args.out, " ".join(args.model), spec, done, failed)
     print(f"{done} of {len(cohort)} slides have bags in {args.out}")  # noqa: T201
     return 1 if failed else 0
+
+
+class _Slides:
+    """How the slides of the bags in a folder were read, noted beside them: one read in another way is extracted again."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self._folder, self._part = folder, f"{part}: slides"
+        self._known = noted(folder, self._part)
+
+    def is_done(self, row: CohortRow, path: Path) -> bool:
+        """Whether the bag is there and the same; another one is removed, so that nothing is trained on it."""
+        if not path.exists():
+            return False
+        # nothing is known of a bag that an older version or the engine made
+        if self._known.get(row.slide_id) in (None, read_as(row, mask=True)):
+            return True
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return False
+
+    def note(self, row: CohortRow) -> None:
+        """A bag is about to be made."""
+        self._known[row.slide_id] = read_as(row, mask=True)
+        note(self._folder, self._part, self._known)
 
 
 def _inputs(

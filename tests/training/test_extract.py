@@ -90,6 +90,33 @@ def test_bags_of_other_patches_or_models_are_not_mixed_with_those_that_are_there
     assert _extract(work, tmp_path, *as_h5) == 0  # files of their own
 
 
+def test_a_bag_of_another_pixel_size_is_made_anew_and_the_others_are_kept(
+    work: Path, tmp_path: Path
+) -> None:
+    table = write_cohort(tmp_path, "train,train,test")
+    bags = tmp_path / "bags"
+    words = ["extract", "--cohort", str(table), "--model", str(work / "m.safetensors")]
+    words += ["-o", str(bags), "--device", "cpu", "--set", "extract.patches=tissue"]
+
+    def times() -> dict[str, int]:
+        assert main(words) == 0
+        return {p.name: p.stat().st_mtime_ns for p in bags.glob("*.pt")}
+
+    first = times()
+    lines = table.read_text().splitlines()
+    lines[2] += "0.48"  # s1, the last column is mpp
+    table.write_text("\n".join(lines) + "\n")
+    second = times()
+    assert {name for name in first if first[name] != second[name]} == {"s1.pt"}
+    assert load_bag(bags / "s1.pt").mpp == pytest.approx(0.48)
+    assert times() == second
+    (tmp_path / "s1.tiff").write_bytes(b"not a slide")
+    table.write_text(table.read_text().replace("0.48", "0.47"))
+    assert main(words) == 1
+    # nothing is trained on the bag of another pixel size
+    assert sorted(p.name for p in bags.glob("*.pt")) == ["s0.pt", "s2.pt"]
+
+
 def test_tissue_patches_are_more_than_lesion_patches(
     work: Path, tmp_path: Path
 ) -> None:

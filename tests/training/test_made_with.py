@@ -6,11 +6,18 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_msamil.checkpoint import save_checkpoint
 from napari_msamil.errors import ConfigError
-from training.made_with import FILE, changed, claim, inputs_of, model_key
+from napari_msamil.models import build_model
+from training.bags import StoredBag, save_bag
+from training.cohort_table import CohortRow
+from training.made_with import FILE, changed, claim, inputs_of, model_key, read_as
+
+from .e2e_parts import tiny_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +54,94 @@ def test_values_belong_to_the_option_before_them(
 ) -> None:
     found = inputs_of(["--one", *one, "--jobs", "3", "--two", *two])
     assert found == {"--one": " ".join(one), "--two": " ".join(two)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "publish --base b -o m runs/a runs/b",
+        "publish runs/a --base b --device cpu runs/b",
+        "publish --base b --resume runs/a --jobs 3 runs/b",
+        "publish --device=cpu runs/a --base=b runs/b",
+        "publish --base b -- runs/a runs/b --out=x",
+    ],
+)
+def test_words_after_an_option_that_does_not_count_do_count(words: str) -> None:
+    found = inputs_of(words.split())
+    assert found == {"input": "publish runs/a runs/b", "--base": "b"}
+
+
+def test_a_cohort_counts_by_its_slides_and_not_by_where_they_lie(
+    tmp_path: Path,
+) -> None:
+    head = "slide_id,path,patient_id,label,mask,split,mpp\n"
+
+    def of(*lines: str) -> dict[str, str]:
+        (tmp_path / "c.csv").write_text(head + "\n".join(lines) + "\n")
+        return inputs_of(["--cohort", tmp_path / "c.csv"])
+
+    first = of("a,old/a.tiff,p1,x,old/a.png,train,0.5", "b,old/b.tiff,p2,y,,test,")
+    moved = of("b,new/b.svs,p2,y,,test,", "a,new/a.svs,p1,x,new/a.png,train,0.50")
+    assert first == moved
+    for other in (
+        "a,old/a.tiff,p1,y,old/a.png,train,0.5",  # label
+        "a,old/a.tiff,p1,x,old/a.png,val,0.5",  # split
+        "a,old/a.tiff,p1,x,old/a.png,train,0.25",  # pixel size
+        "a,old/a.tiff,p1,x,,train,0.5",  # mask
+    ):
+        assert of(other, "b,old/b.tiff,p2,y,,test,") != first
+
+
+def test_a_model_counts_by_configuration_and_weights_and_not_by_its_name(
+    tmp_path: Path,
+) -> None:
+    def of(name: str, seed: int, **changes: object) -> dict[str, str]:
+        torch.manual_seed(seed)
+        config = tiny_config().model_copy(update={"name": name, **changes})
+        path = tmp_path / f"{name}.safetensors"
+        save_checkpoint(path, build_model(config).eval(), {"recipe": name})
+        return inputs_of(["--model", path])
+
+    first = of("first", 1)
+    assert of("second", 1, licence="MIT") == first
+    assert of("first", 2) != first
+    assert of("first", 1, temperature=2.0) != first
+
+
+def test_a_folder_of_bags_counts_by_their_encoder(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "bags"
+
+    def put(name: str, encoder: str) -> dict[str, str]:
+        one, none = torch.ones(1, dtype=torch.bool), torch.zeros(1, 2)
+        scale = torch.zeros(1, dtype=torch.int8)
+        bag = StoredBag(
+            none, none.long(), scale, one, (7,), (9, 9), 0.5, ("20x",), encoder
+        )
+        save_bag(folder / name, bag)
+        return inputs_of(["--bags", folder])
+
+    first = put("b.pt", "one")
+    assert first["--bags"].startswith("run/bags (one")
+    assert put("a.pt", "one") == put("c.pt", "one") == first  # slides may be added
+    (folder / "state.pt").write_bytes(b"a training state is no bag")
+    assert inputs_of(["--bags", folder]) == first
+    assert put("a.pt", "two") != first
+    put("a.pt", "one")
+    claim(folder, "*.pt", {"[extract]": "tissue"}, begun=False)
+    assert inputs_of(["--bags", folder]) != first
+
+
+def test_how_a_slide_is_read_is_its_pixel_size_and_its_mask(tmp_path: Path) -> None:
+    mask = tmp_path / "m.png"
+    row = CohortRow("a", tmp_path / "a.tiff", "p", "x", mask=mask, mpp=0.25)
+    mask.write_bytes(b"1")
+    first = read_as(row, mask=True)
+    assert read_as(row, mask=False) == "mpp 0.25"
+    mask.write_bytes(b"2")
+    assert read_as(row, mask=True) != first
+    mask.unlink()
+    assert read_as(row, mask=True) == "mpp 0.25, no mask file"
+    assert read_as(CohortRow("a", mask, "p", "x"), mask=True) == "its own mpp"
 
 
 def test_a_part_is_noted_before_it_is_made_and_refused_for_another_question(
