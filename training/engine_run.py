@@ -6,8 +6,10 @@ import csv
 import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from napari_msamil.annotations import read_mask
 from napari_msamil.config import Strategy
@@ -19,7 +21,7 @@ from napari_msamil.progress import Progress, ProgressGen, Stage, finish
 from napari_msamil.slide import open_slide
 
 from .bags import save_bag
-from .made_with import claim
+from .made_with import claim, read_as
 from .prediction_table import Predictions, read_predictions
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from napari_msamil.patches import PatchGrid
     from napari_msamil.result import SlideResult
 
-    from .cohort_table import Cohort, CohortRow
+    from .cohort_table import CohortRow
 
 
 _SEPARATOR = " | "
@@ -55,7 +57,6 @@ class EngineSpec:
 
 
 def predict_cohort(
-    cohort: Cohort,
     rows: Sequence[CohortRow],
     loaded: LoadedModel,
     runtime: Runtime,
@@ -64,13 +65,14 @@ def predict_cohort(
 ) -> ProgressGen[dict[str, str]]:
     """Classify slides one by one and write a line for each at once, so that a stopped run goes on where it was.
 
+    A slide whose pixel size or mask file is another than when it was classified is classified again.
+
     Args:
-        cohort: For labels.
         rows: Which slides.
         loaded: The model.
         runtime: Device and precision.
-        path: Table to write: that of `prediction_table`, with `seconds`, `patches`, `lesion_fraction`, `class_set`, `verdicts` and
-            `warnings`.
+        path: Table to write: that of `prediction_table`, with `seconds`, `patches`, `lesion_fraction`, `class_set`, `verdicts`,
+            `warnings` and `read_as`.
         spec: How.
 
     Returns:
@@ -81,7 +83,8 @@ def predict_cohort(
     """
     spec = spec or EngineSpec()
     claim(path.parent, path.name, _inputs(loaded, spec), begun=path.exists())
-    done = _finished(path)
+    wanted = {row.slide_id: read_as(row, mask=spec.mask == "file") for row in rows}
+    done = _finished(path, wanted)
     failed: dict[str, str] = {}
     for number, row in enumerate(rows):
         yield Progress(Stage.VALIDATE, number, len(rows), row.slide_id)
@@ -92,7 +95,8 @@ def predict_cohort(
         except MsamilError as error:
             failed[row.slide_id] = str(error)
         else:
-            _append(path, {**_known(cohort, row, loaded), **line})
+            known = _known(row, loaded.config.classes)
+            _append(path, {**known, **line, "read_as": wanted[row.slide_id]})
     yield Progress(Stage.VALIDATE, len(rows), len(rows))
     return failed
 
@@ -100,13 +104,37 @@ def predict_cohort(
 def read_engine_run(
     path: Path, rows: Sequence[CohortRow]
 ) -> tuple[Predictions, dict[str, dict[str, str]]]:
-    """The predictions of `predict_cohort` for some slides, and the whole line of each; an earlier run may have left more."""
-    wanted = {row.slide_id for row in rows}
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = {line["slide_id"]: line for line in csv.DictReader(file)}
+    """The predictions of `predict_cohort` for some slides, and the whole line of each; an earlier run may have left more.
+
+    Patient, split and label are those of the rows: the table says what they were when the slide was classified.
+    """
+    wanted = {row.slide_id: row for row in rows}
     found = read_predictions(path)
     chosen = [i for i, name in enumerate(found.slide_ids) if name in wanted]
-    return found.take(chosen), {k: v for k, v in lines.items() if k in wanted}
+    found = found.take(chosen)
+    known = {k: _known(row, found.classes) for k, row in wanted.items()}
+    lines = {k: {**v, **known[k]} for k, v in _lines(path).items() if k in wanted}
+    labels = [known[name]["label"] for name in found.slide_ids]
+    found = replace(
+        found,
+        patients=tuple(wanted[s].patient_id or s for s in found.slide_ids),
+        splits=tuple(wanted[s].split for s in found.slide_ids),
+        labels=np.array(
+            [found.classes.index(x) if x else -1 for x in labels], np.int64
+        ),
+    )
+    return found, lines
+
+
+def unknown_class_lines(rows: Iterable[CohortRow], classes: Sequence[str]) -> list[str]:
+    """How many slides are of classes that the model does not know; nothing where there are none."""
+    count = Counter(r.label for r in rows if r.label and r.label not in classes)
+    if not count:
+        return []
+    names = ", ".join(f"{name} {n}" for name, n in sorted(count.items()))
+    return [
+        f"{count.total()} slides are of classes that the model does not know ({names}) and are not counted."
+    ]
 
 
 def reliability_lines(lines: Iterable[Mapping[str, str]]) -> list[str]:
@@ -195,21 +223,44 @@ def _pixels0(grid: PatchGrid) -> int:
     return int(sum(int(grid.size_px0[s]) ** 2 for s in grid.scale.tolist()))
 
 
-def _known(cohort: Cohort, row: CohortRow, loaded: LoadedModel) -> dict[str, str]:
-    label = row.label if row.label in loaded.config.classes else ""
+def _known(row: CohortRow, classes: Sequence[str]) -> dict[str, str]:
+    """What the cohort says of a slide; the label is empty where the model does not know it."""
     return {
         "slide_id": row.slide_id,
         "patient_id": row.patient_id,
         "split": row.split,
-        "label": label,
+        "label": row.label if row.label in classes else "",
     }
 
 
-def _finished(path: Path) -> set[str]:
+def _finished(path: Path, wanted: Mapping[str, str]) -> set[str]:
+    """Slides with an answer; lines of slides that were read in another way than wanted are taken out of the table."""
     if not path.exists():
         return set()
+    lines = _lines(path)
+    stale = {
+        name
+        for name, line in lines.items()
+        # a table of an older version does not say how its slides were read
+        if line.get("read_as") and line["read_as"] != wanted.get(name, line["read_as"])
+    }
+    kept = [line for name, line in lines.items() if name not in stale]
+    if not kept:
+        path.unlink()
+    elif stale:
+        beside = path.with_name(path.name + ".part")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+        beside.replace(path)
+    return set(lines) - stale
+
+
+def _lines(path: Path) -> dict[str, dict[str, str]]:
+    """The lines of a table by slide."""
     with path.open(newline="", encoding="utf-8") as file:
-        return {line["slide_id"] for line in csv.DictReader(file)}
+        return {line["slide_id"]: line for line in csv.DictReader(file)}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.errors import MsamilError
@@ -89,8 +90,14 @@ def _table(summary: Summary) -> str:
 def _threshold(found: Mapping[str, float] | None) -> list[str]:
     if not found:
         return []
-    cells = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-    return [f"<p>With the threshold drawn on validation slides: {cells}.</p>"]
+    cells = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}"
+        for name, value in found.items()
+        if not math.isnan(value)
+    )
+    return [
+        f"<p>With the threshold drawn on the validation slides of each fold: {cells}.</p>"
+    ]
 
 
 def _errors(

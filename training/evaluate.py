@@ -10,13 +10,14 @@ plots, and `report.html`, one page with all of it and pictures of the worst erro
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_msamil.errors import ConfigError
+from napari_msamil.errors import CohortError, ConfigError
 from napari_msamil.progress import finish
 
 from .prediction_table import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 WORST = 8
 """Errors shown with pictures."""
+_FOLD = re.compile(r"fold_(\d+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,14 +113,16 @@ def run(args: argparse.Namespace) -> int:
         found, failed, notes = _classify(args, cohort)
     else:
         found = read_folds(args.predictions)
-    chosen = found if args.split == "all" else _part(found, args.split)
     other = read_folds(args.against) if args.against else None
+    if other is not None and any(other.splits):
+        other = _part(other, args.split)
     summary = evaluate(
-        chosen,
+        _part(found, args.split),
         args.out,
         cohort=cohort,
         other=other,
-        validation=found.part("val"),
+        # other slides than validation's would be judged by a threshold that they drew themselves
+        validation=found.part("val") if args.split == "test" else None,
         notes=notes,
     )
     for name, reason in failed.items():
@@ -143,28 +147,31 @@ def evaluate(
         folder: Output folder.
         cohort: Where the slides are, for pictures of the worst errors.
         other: Predictions of another method on the same slides.
-        validation: Validation slides, from which the threshold of a two-class problem is drawn.
+        validation: Validation slides of each fold, from which its threshold of a two-class problem is drawn.
         notes: Further sentences for the report.
+
+    Raises:
+        ConfigError: No slide is labelled.
+        CohortError: A slide occurs twice, or the other run is of other slides.
     """
     from . import plots
     from .eval_report import write_report
 
     found = found.labelled()
     if not len(found):
-        raise ConfigError(
-            "There is no labelled slide to evaluate. Check --split and the column label."
-        )
+        why = "There is no labelled slide to evaluate. Check --split and the column label."
+        raise ConfigError(" ".join([why, *notes]))
+    _refuse_repeated(found)
     summary = summarise(found)
     against: dict[str, Comparison] = (
         {} if other is None else compare(found, _same_part(other, found))
     )
     extra: dict[str, Any] = {"classes": list(found.classes), "notes": list(notes)}
-    if (
-        len(found.classes) == 2
-        and validation is not None
-        and len(set(validation.labels.tolist())) == 2
-    ):
-        extra["threshold_from_validation"] = thresholded(found, validation)
+    if len(found.classes) == 2 and validation is not None and len(validation):
+        at_threshold, why = thresholded(found, validation)
+        extra["notes"] += [why] if why else []
+        if at_threshold:
+            extra["threshold_from_validation"] = at_threshold
     if against:
         extra["against"] = comparison_lines("the other", against)
     write_figures(folder, summary, extra)
@@ -185,8 +192,14 @@ def evaluate(
 
 
 def read_folds(paths: Sequence[Path]) -> Predictions:
-    """Tables of several folds as one; the n-th file is fold n unless the table says otherwise."""
-    return join_predictions([read_predictions(p, fold) for fold, p in enumerate(paths)])
+    """Tables of several folds as one; unless a table says its fold, a folder `fold_<k>` does, else the n-th file is fold n."""
+    named = [_FOLD.fullmatch(p.resolve().parent.name) for p in paths]
+    numbers = [int(m[1]) for m in named if m]
+    if len(set(numbers)) != len(paths):
+        numbers = list(range(len(paths)))
+    return join_predictions(
+        [read_predictions(p, n) for p, n in zip(paths, numbers, strict=True)]
+    )
 
 
 def worst_errors(found: Predictions) -> list[int]:
@@ -224,6 +237,7 @@ def _classify(
         predict_cohort,
         read_engine_run,
         reliability_lines,
+        unknown_class_lines,
     )
 
     assert cohort is not None
@@ -238,7 +252,7 @@ def _classify(
     loaded = load_checkpoint(args.model, device=runtime.device)
     table = args.out / "slides.csv"
     steps = predict_cohort(
-        cohort, rows, loaded, runtime, table, EngineSpec(args.patches, args.mask)
+        rows, loaded, runtime, table, EngineSpec(args.patches, args.mask)
     )
     with tqdm(total=len(rows), unit="slide", file=sys.stderr) as bar:
         failed = finish(steps, lambda step: _show(bar, step.done))
@@ -247,7 +261,8 @@ def _classify(
             f"No slide could be classified: {next(iter(failed.values()), 'no slide')}"
         )
     predictions, lines = read_engine_run(table, rows)
-    return predictions, failed, reliability_lines(lines.values())
+    notes = unknown_class_lines(rows, loaded.config.classes)
+    return predictions, failed, [*notes, *reliability_lines(lines.values())]
 
 
 def _show(bar: Any, done: int) -> None:
@@ -255,13 +270,23 @@ def _show(bar: Any, done: int) -> None:
 
 
 def _part(found: Predictions, split: str) -> Predictions:
-    part = found.part(split)
+    part = found if split == "all" else found.part(split)
     if not len(part):
         known = ", ".join(sorted(set(found.splits)))
         raise ConfigError(
             f"There is no slide of the split {split!r} (found: {known}). Use --split all."
         )
     return part
+
+
+def _refuse_repeated(found: Predictions) -> None:
+    """Counted twice, a slide would make every interval too narrow."""
+    repeated = found.repeated()
+    if repeated:
+        raise CohortError(
+            f"{len(repeated)} slides occur twice among the predictions, for example {repeated[0]}. A slide is validated in "
+            "one fold and tested in another: join folds with --split test, and give every table once."
+        )
 
 
 def _same_part(other: Predictions, found: Predictions) -> Predictions:

@@ -113,18 +113,37 @@ def compare(
     return found
 
 
-def thresholded(found: Predictions, validation: Predictions) -> dict[str, float]:
-    """For two classes: accuracy, sensitivity and specificity at the threshold drawn on validation slides only."""
-    threshold = metrics.best_threshold(
-        validation.probabilities[:, 1], validation.labels == 1
-    )
-    called, truth = found.probabilities[:, 1] >= threshold, found.labels == 1
+def thresholded(
+    found: Predictions, validation: Predictions
+) -> tuple[dict[str, float], str]:
+    """For two classes: accuracy, sensitivity and specificity at thresholds drawn on validation slides only.
+
+    Each fold has a threshold of its own: its validation slides are test slides of other folds, so that one threshold of all
+    would be drawn on the labels it is judged by.
+
+    Returns:
+        `threshold`, or `threshold_low` and `threshold_high` of several folds, and the figures; and why there are none.
+    """
+    found, validation = found.labelled(), validation.labelled()
+    threshold = {}
+    for number in sorted(set(found.folds)):
+        own = validation.fold(number)
+        if len(set(own.labels.tolist())) < 2:
+            why = f"No threshold is drawn: the validation slides of fold {number} are not of both classes."
+            return {}, why
+        threshold[number] = metrics.best_threshold(
+            own.probabilities[:, 1], own.labels == 1
+        )
+    low, high = min(threshold.values()), max(threshold.values())
+    limits = np.array([threshold[n] for n in found.folds])
+    called, truth = found.probabilities[:, 1] >= limits, found.labels == 1
+    several = {"threshold_low": low, "threshold_high": high}
     return {
-        "threshold": threshold,
+        **(several if len(threshold) > 1 else {"threshold": low}),
         "acc": float((called == truth).mean()),
         "sensitivity": float(called[truth].mean()) if truth.any() else math.nan,
         "specificity": float((~called)[~truth].mean()) if (~truth).any() else math.nan,
-    }
+    }, ""
 
 
 def markdown(summary: Summary) -> str:
@@ -152,27 +171,33 @@ def write_figures(
 ) -> Path:
     """Write `figures.json` and `figures.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**_plain(asdict(summary)), **(extra or {})}
+    content = _plain({**asdict(summary), **(extra or {})})
     (folder / "figures.md").write_text(markdown(summary), encoding="utf-8")
     beside = folder / "figures.json.part"
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(
+        json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     beside.replace(folder / "figures.json")
     return folder / "figures.json"
 
 
 def comparison_lines(name: str, found: dict[str, Comparison]) -> Sequence[str]:
-    """One sentence per figure of a comparison."""
+    """One sentence per figure of a comparison; where a test is undefined it says so instead of its figures."""
     return [
-        f"{TITLES.get(key, key)} against {name}: {c.difference.value:+.3f} "
-        f"[{c.difference.low:+.3f}, {c.difference.high:+.3f}], p = {c.p_value:.3g} ({c.test})"
+        f"{TITLES.get(key, key)} against {name}: "
+        + (
+            f"{c.difference.value:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}], p = {c.p_value:.3g} ({c.test})"
+            if math.isfinite(c.p_value)
+            else f"not compared, {c.test} is undefined on these slides (too few of a class, or no spread)"
+        )
         for key, c in found.items()
     ]
 
 
 def _plain(value: Any) -> Any:
-    """NaN is no JSON: it becomes null."""
+    """NaN and infinity are no JSON: they become null."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -186,7 +186,7 @@ def engine_runs(work: TableWork) -> dict[str, Run]:
         )
         say(f"engine, {name} patches → {path}")
         spec = EngineSpec(name, bags=_bags(work, name))
-        failed = finish(predict_cohort(cohort, rows, model, runtime, path, spec))
+        failed = finish(predict_cohort(rows, model, runtime, path, spec))
         for slide, reason in failed.items():
             say(f"{slide}: {reason}")
         runs[name] = read_engine_run(path, rows)
