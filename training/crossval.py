@@ -12,9 +12,12 @@ Each fold is `fold_<k>/` and must leave `predictions.csv`. A second run skips fi
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+from argparse import ArgumentParser
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .summary import Summary
+
+N_FOLDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-folds",
         type=int,
-        default=5,
-        help="folds, where splits are drawn (default: 5)",
+        help=f"folds, where splits are drawn (default: {N_FOLDS})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of that draw")
+    parser.add_argument("--seed", type=int, help="seed of that draw (default: 0)")
     parser.add_argument("--folds", type=int, nargs="+", help="run these folds only")
     parser.add_argument(
         "--jobs", type=int, default=1, help="folds at once on this machine"
@@ -75,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the folds and print the table; 1 if some fold failed."""
     from tqdm import tqdm
 
-    splits = prepare_splits(args.cohort, args.splits, args.out, args.n_folds, args.seed)
+    n_folds = N_FOLDS if args.n_folds is None else args.n_folds
+    splits = prepare_splits(args.cohort, args.splits, args.out, n_folds, args.seed or 0)
+    _check_asked(args, splits)
     tasks = plan_folds(args, splits)
     with tqdm(total=len(tasks), desc="folds", unit="fold", file=sys.stderr) as bar:
         failed = finish(
@@ -105,6 +111,25 @@ def prepare_splits(
         write_splits(path, make_splits(table, n_folds, seed=seed))
     read_cohort(cohort, splits=path, fold=0, need_files=False)
     return path
+
+
+def _check_asked(args: argparse.Namespace, path: Path) -> None:
+    """Refuse splits that are there already and are others than those asked for.
+
+    Raises:
+        ConfigError: The number of folds or the seed is given and is another.
+    """
+    splits = read_splits(path)
+    asked = {
+        "--n-folds": (args.n_folds, len(splits.folds)),
+        "--seed": (args.seed, splits.seed),
+    }
+    for option, (wanted, found) in asked.items():
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"{path} was drawn with {option} {found}, but {wanted} is asked for. Leave {option} out, or choose another "
+                "split file or output folder."
+            )
 
 
 def plan_folds(args: argparse.Namespace, splits: Path) -> list[FoldTask]:
@@ -186,7 +211,6 @@ def collect(out: Path, folders: Sequence[Path]) -> Summary:
 def _stages(
     args: argparse.Namespace, folder: Path, fill: dict[str, Any], device: str
 ) -> tuple[FoldStage, ...]:
-    with_device = ("--device", device) if device else ()
     if args.recipe is None:
         own = (
             "--cohort",
@@ -201,24 +225,59 @@ def _stages(
         return (
             FoldStage(
                 args.verb,
-                (*own, *(_filled(w, fill) for w in args.words), *with_device),
+                (
+                    *own,
+                    *(_filled(w, fill) for w in args.words),
+                    *_device_words(args.verb, device),
+                ),
                 folder / PREDICTIONS,
                 folder,
             ),
         )
+    return _recipe_stages(args.recipe, fill, device)
+
+
+def _recipe_stages(
+    recipe: Path, fill: dict[str, Any], device: str
+) -> tuple[FoldStage, ...]:
     from .run import RunSpec
 
     found = checked(
-        RunSpec, {"stages": read_recipe(args.recipe).get("stages", [])}, "recipe"
+        RunSpec, {"stages": read_recipe(recipe).get("stages", [])}, "recipe"
     ).stages
     stages = []
     for stage in found:
         words = tuple(_filled(w, fill) for w in shlex.split(stage.args))
         makes = Path(_filled(stage.makes, fill))
         stages.append(
-            FoldStage(stage.verb, (*words, *with_device), makes, makes.parent)
+            FoldStage(
+                stage.verb,
+                (*words, *_device_words(stage.verb, device)),
+                makes,
+                makes.parent,
+            )
         )
     return tuple(stages)
+
+
+def _device_words(verb: str, device: str) -> tuple[str, ...]:
+    """`--device` with the device of a fold, for verbs that take it.
+
+    Raises:
+        ConfigError: There is no such verb.
+    """
+    from .cli import VERBS
+
+    if not device:
+        return ()
+    if verb not in VERBS:
+        raise ConfigError(
+            f"There is no verb {verb!r}. Choose among {', '.join(VERBS)}."
+        )
+    parser = ArgumentParser(prog=verb)
+    import_module(f"{__package__}.{verb}").add_arguments(parser)
+    takes = re.search(r"--device\b", parser.format_usage())
+    return ("--device", device) if takes else ()
 
 
 def _filled(text: str, fill: dict[str, Any]) -> str:

@@ -87,8 +87,6 @@ def run_fold(task: FoldTask) -> str:
 
 
 def _run_stages(task: FoldTask) -> str:
-    from .cli import run_verb
-
     for stage in task.stages:
         words = list(stage.words)
         part = os.path.relpath(stage.makes, task.folder)
@@ -101,7 +99,7 @@ def _run_stages(task: FoldTask) -> str:
         if begun:
             words.append("--resume")
         start = time.perf_counter(), time.process_time()
-        code = run_verb(stage.verb, words)
+        code = _code(stage.verb, words)
         _note_seconds(task.folder, stage.verb, time.perf_counter() - start[0])
         _note_seconds(task.folder, f"{stage.verb} cpu", time.process_time() - start[1])
         if code:
@@ -111,6 +109,16 @@ def _run_stages(task: FoldTask) -> str:
     if not task.predictions.exists():
         return f"the stages left no {task.predictions}"
     return ""
+
+
+def _code(verb: str, words: list[str]) -> int:
+    """The exit code of a verb; arguments that it does not take end the fold, not the process with all folds in it."""
+    from .cli import run_verb
+
+    try:
+        return run_verb(verb, words)
+    except SystemExit as stop:  # argparse, which has said why
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def _note_seconds(folder: Path, verb: str, seconds: float) -> None:

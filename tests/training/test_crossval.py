@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -162,8 +163,6 @@ def stop_after(folder, work, words, epochs):
 
 
 def run_verb(module, words):
-    import argparse
-
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return module.run(parser.parse_args(words))
@@ -307,6 +306,66 @@ def test_a_recipe_with_stages_is_run_in_every_fold(work):
     ]
     assert main([*words, "--n-folds", "2"]) == 0
     assert len(read_predictions(work / "cv" / "predictions.csv")) == 24
+
+
+def test_a_device_is_dealt_only_to_verbs_that_take_one(work):
+    recipe = work / "stages.toml"
+    recipe.write_text(
+        "".join(
+            f'[[stages]]\nverb = "{verb}"\nargs = "x"\nmakes = "{{out}}/{verb}"\n'
+            for verb in ("mil", "publish", "evaluate", "cohort")
+        )
+    )
+    parser = argparse.ArgumentParser()
+    crossval_verb.add_arguments(parser)
+    words = ["--recipe", str(recipe), "--cohort", str(work / "cohort.csv")]
+    args = parser.parse_args(
+        [*words, "-o", str(work / "cv"), "--devices", "cuda:0", "cuda:1"]
+    )
+    splits = crossval_verb.prepare_splits(args.cohort, None, args.out, 3, 0)
+    stages = crossval_verb.plan_folds(args, splits)[1].stages
+    assert [s.words for s in stages] == [
+        ("x", "--device", "cuda:1"),
+        ("x",),
+        ("x", "--device", "cuda:1"),
+        ("x",),
+    ]
+
+
+@pytest.mark.parametrize("words", [("--no-such",), ("--epochs",)])
+def test_arguments_that_a_verb_does_not_take_are_a_failed_fold(work, capsys, words):
+    assert crossval(work, "cv", "--folds", "0", "2", mil=words) == 1
+    told = capsys.readouterr().err
+    for fold in (0, 2):
+        log = work / "cv" / f"fold_{fold}" / "output.log"
+        assert f"fold {fold}: mil ended with code 2, see {log}" in told
+        assert words[0] in log.read_text()
+
+
+def test_splits_that_are_there_are_not_taken_for_others_that_are_asked_for(
+    work, capsys
+):
+    words = ["crossval", "--verb", "mil", "--cohort", str(work / "cohort.csv")]
+    words += ["-o", str(work / "cv")]
+    path = crossval_verb.prepare_splits(work / "cohort.csv", None, work / "cv", 3, 4)
+    before = path.read_text()
+    assert main([*words, "--n-folds", "5"]) == 2
+    assert "was drawn with --n-folds 3, but 5 is asked for" in capsys.readouterr().err
+    assert main([*words, "--n-folds", "3", "--seed", "9"]) == 2
+    assert "was drawn with --seed 4, but 9 is asked for" in capsys.readouterr().err
+    assert path.read_text() == before
+    own = ["--", "--config", str(work / "toy.toml"), "--bags", str(work / "bags")]
+    given = ["--n-folds", "3", "--seed", "4", "--folds", "0"]
+    assert main([*words, *given, *own, "--device", "cpu"]) == 0
+
+
+def test_data_that_moved_does_not_block_finished_folds(work):
+    assert crossval(work, "cv", "--folds", "0") == 0
+    table = work / "cohort.csv"
+    table.write_text(table.read_text().replace(".tiff", ".svs"))
+    assert crossval(work, "cv") == 0
+    table.write_text(table.read_text().replace(",a\n", ",c\n"))
+    assert crossval(work, "cv") == 1
 
 
 def test_a_call_that_is_wrong_ends_with_code_2(work, capsys):
