@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from training.mhim_task import MhimSpec, MhimTask
 from training.mil_task import MilSpec, MilTask, predict
 from training.stacked_networks import StackedNetworks, StackedSettings
 
-Grid = tuple[tuple[StackedSettings, float], ...]
+Setting = tuple[StackedSettings, float, int]
+Grid = tuple[Setting, ...]
 LITERATURE = {"musk1": 0.892, "elephant": 0.868, "fox": 0.615}
 """AB-MIL without gate, accuracy (Ilse et al. 2018, Table 1)."""
 SMALL = {"hidden": 64, "attention_dim": 32}
@@ -56,15 +58,17 @@ STACKED = {
     ),
 }
 """Name, sizes, and the argument that the tuned dropout goes to: small networks for small data."""
-GRIDS = {
-    "none": ((StackedSettings(3e-3, 1e-2, 0.5, (60,)), 0.25),),
-    "small": ((StackedSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),),
-    "large": (
-        (StackedSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25),
-        (StackedSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5),
-    ),
+_FAST = (StackedSettings(3e-3, 1e-2, 0.5, (30, 60, 100)), 0.25, 1)
+_CALM = (StackedSettings(1e-3, 1e-1, 0.5, (30, 60, 100)), 0.5, 1)
+_WIDE = (StackedSettings(3e-3, 1e-1, 0.5, (60, 100, 200)), 0.5, 4)
+GRIDS: dict[str, Grid] = {
+    "none": ((StackedSettings(3e-3, 1e-2, 0.5, (60,)), 0.25, 1),),
+    "small": (_FAST,),
+    "large": (_FAST, _CALM),
+    "wide": (_FAST, _CALM, _WIDE),
 }
-"""Settings of AdamW and the dropout that goes with them; the number of steps is tuned too."""
+"""Settings of AdamW, the dropout and the factor on the widths that go with them; the number of steps is tuned too."""
+_WIDTHS = ("hidden", "attention_dim", "query_dim", "mlp_dim", "dim")
 SINGLE = {f"mhim-{name}": STACKED[name] for name in ("abmil", "dsmil")}
 FIXED = {
     "epochs": 12,
@@ -135,15 +139,13 @@ def nested(data: ClassicSet, method: str, repeats: int, seeds: int, grid: Grid) 
     """Accuracy per test fold with settings chosen on the other folds."""
     outer = [(r, k) for r in range(repeats) for k in range(10)]
     if len(grid) == 1 and len(grid[0][0].checkpoints) == 1:
-        accuracy = final(data, method, outer, seeds, *grid[0])
+        accuracy = final(data, method, outer, seeds, grid[0])
         chosen = {"fixed": len(outer)}
         return {"folds": accuracy.tolist(), "chosen": chosen, "seeds": seeds}
     inner = [split for r, k in outer for split in inner_splits(data.folds[r], k)]
     score, loss = [], []
-    for settings, dropout in grid:
-        found = run_members(
-            data, method, settings, dropout, [t for t, _ in inner], seed=1
-        )
+    for setting in grid:
+        found = run_members(data, method, setting, [t for t, _ in inner], seed=1)
         judged = [judge(data, p, [v for _, v in inner]) for p in found.values()]
         score.append([a.reshape(len(outer), 3).mean(1) for a, _ in judged])
         loss.append([b.reshape(len(outer), 3).mean(1) for _, b in judged])
@@ -155,19 +157,22 @@ def nested(data: ClassicSet, method: str, repeats: int, seeds: int, grid: Grid) 
         folds = [outer[i] for i in np.flatnonzero(best == choice)]
         if not folds:
             continue
-        settings, dropout = grid[choice // steps]
+        settings, dropout, width = grid[choice // steps]
         stop = settings.checkpoints[choice % steps]
-        ending = StackedSettings(
-            settings.lr, settings.weight_decay, settings.bag_share, (stop,)
-        )
-        accuracy[best == choice] = final(data, method, folds, seeds, ending, dropout)
+        ending = replace(settings, checkpoints=(stop,))
+        setting = (ending, dropout, width)
+        accuracy[best == choice] = final(data, method, folds, seeds, setting)
     chosen = {
-        f"{grid[c // steps][0].lr}/{grid[c // steps][0].checkpoints[c % steps]}": int(
-            (best == c).sum()
-        )
+        _name(grid[c // steps], c % steps): int((best == c).sum())
         for c in set(best.tolist())
     }
     return {"folds": accuracy.tolist(), "chosen": chosen, "seeds": seeds}
+
+
+def _name(setting: Setting, checkpoint: int) -> str:
+    settings, _, width = setting
+    wide = f" x{width}" if width > 1 else ""
+    return f"{settings.lr}{wide}/{settings.checkpoints[checkpoint]}"
 
 
 def final(
@@ -175,13 +180,12 @@ def final(
     method: str,
     folds: list[tuple[int, int]],
     seeds: int,
-    settings: StackedSettings,
-    dropout: float,
+    setting: Setting,
 ) -> np.ndarray:
     """Train on all bags outside each fold, average the seeds, judge the fold."""
-    stop = settings.checkpoints[-1]
+    stop = setting[0].checkpoints[-1]
     train = [data.folds[r] != k for r, k in folds for _ in range(seeds)]
-    p = run_members(data, method, settings, dropout, train, seed=2)[stop]
+    p = run_members(data, method, setting, train, seed=2)[stop]
     p = p.reshape(len(folds), seeds, len(data), -1).mean(1)
     return judge(data, p, [data.folds[r] == k for r, k in folds])[0]
 
@@ -199,13 +203,14 @@ def inner_splits(folds: np.ndarray, test: int) -> list[tuple[np.ndarray, np.ndar
 def run_members(
     data: ClassicSet,
     method: str,
-    settings: StackedSettings,
-    dropout: float,
+    setting: Setting,
     train: list[np.ndarray],
     seed: int,
 ) -> dict[int, np.ndarray]:
     """Probabilities (members, bags, C) after each checkpoint; members are run in chunks."""
+    settings, dropout, width = setting
     name, args, dropout_name = STACKED[method]
+    args = {k: v * width if k in _WIDTHS else v for k, v in args.items()}
     varied = data.features.std(0) > 0
     lengths = np.bincount(data.bag_id).tolist()
     found: dict[int, list[np.ndarray]] = {step: [] for step in settings.checkpoints}
