@@ -28,7 +28,7 @@ from napari_msamil.progress import Progress, ProgressGen, Stage, finish
 from .cohort import read_cohort
 from .config import checked, read_recipe
 from .cv_fold import PREDICTIONS, FoldStage, FoldTask, run_fold
-from .splits import make_splits, read_splits, write_splits
+from .splits import make_splits, read_splits, splits_of_column, write_splits
 
 if TYPE_CHECKING:
     import argparse
@@ -102,13 +102,19 @@ def prepare_splits(
 ) -> Path:
     """The split file: the one given, the one drawn before, or a new one; all folds are checked for leaks.
 
+    A new one has the folds of the cohort's column `fold`, where every slide has one, else folds that are drawn.
+
     Raises:
         CohortError: The cohort or the splits are broken.
     """
     table = read_cohort(cohort, need_files=False)
     path = splits or folder / "splits.json"
     if splits is None and not path.exists():
-        write_splits(path, make_splits(table, n_folds, seed=seed))
+        given = {row.fold for row in table.rows}
+        if None in given or len(given) < 2:
+            write_splits(path, make_splits(table, n_folds, seed=seed))
+        else:
+            write_splits(path, splits_of_column(table, seed=seed))
     read_cohort(cohort, splits=path, fold=0, need_files=False)
     return path
 

@@ -184,6 +184,22 @@ def test_finished_folds_are_not_run_again(work):
     assert (work / "cv" / "fold_0" / "predictions.csv").stat().st_mtime_ns == before
 
 
+def test_folds_of_the_table_are_the_folds_that_are_run(work, capsys):
+    table = (work / "cohort.csv").read_text().splitlines()
+    fold_of = {f"p{k}": str((k % 8) // 2) for k in range(16)}
+    lines = [f"{line},{fold_of[line.split(',')[2]]}" for line in table[1:]]
+    (work / "cohort.csv").write_text("\n".join([f"{table[0]},fold", *lines]))
+    words = ["crossval", "--verb", "mil", "--cohort", str(work / "cohort.csv")]
+    words += ["-o", str(work / "cv"), "--folds", "3", "--"]
+    words += ["--config", str(work / "toy.toml"), "--bags", str(work / "bags")]
+    assert main([*words, "--device", "cpu"]) == 0
+    found = read_predictions(work / "cv" / "fold_3" / "predictions.csv").part("test")
+    assert {fold_of[name] for name in found.patients} == {"3"}
+    assert len(found) == sum(fold == "3" for fold in (x.split(",")[-1] for x in lines))
+    assert crossval(work, "cv") == 2  # asks for three folds
+    assert "drawn with --n-folds 4, but 3 is asked for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", ["finished", "begun"])
 def test_folds_made_with_other_settings_are_refused_not_mixed(work, capsys, part):
     assert crossval(work, "cv", "--folds", "0") == 0
