@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from napari_msamil.batch import BatchOptions, BatchSummary, _Meter, classify_many
+from napari_msamil.batch import (
+    BatchOptions,
+    BatchSummary,
+    _Meter,
+    _write_summary,
+    classify_many,
+)
 from napari_msamil.batch_inputs import find_slides
 from napari_msamil.batch_job import SlideRow
 from napari_msamil.errors import ConfigError
@@ -250,6 +256,26 @@ def test_masks_are_matched_by_name_and_a_missing_one_fails_its_slide_only(
     summary = run([slides / "a.svs", slides / "b.svs"], masked)
     assert (summary.done, summary.failed) == (1, 1)
     assert "no mask named b" in table(masked)["b"]["error"]
+
+
+def test_ctrl_c_while_the_summary_is_written_leaves_the_old_one_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "summary.csv"
+    _write_summary([SlideRow("a", "a.svs", "done")], path)
+    before = path.read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(csv.DictWriter, "writerows", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _write_summary([SlideRow("b", "b.svs", "done")], path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+    _write_summary([SlideRow("b", "b.svs", "done")], path)
+    assert [line.split(",")[0] for line in path.read_text().split()[1:]] == ["a", "b"]
 
 
 @pytest.mark.parametrize("word", ["nothing*.svs", "empty", "bad.csv"])

@@ -164,7 +164,8 @@ def test_what_a_dead_process_left_is_removed_at_once_and_a_live_one_keeps_its_ow
 ) -> None:
     code = (
         "from pathlib import Path; from napari_msamil.folders import beside; "
-        f"beside(Path({str(tmp_path / 'a')!r}), 'part').mkdir()"
+        f"beside(Path({str(tmp_path / 'a')!r}), 'part').mkdir(); "
+        f"beside(Path({str(tmp_path / 'a')!r}), 'part').touch()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     mine, foreign = (
@@ -173,7 +174,7 @@ def test_what_a_dead_process_left_is_removed_at_once_and_a_live_one_keeps_its_ow
     )
     for left in (mine, foreign):
         left.mkdir()
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4  # a folder and a file of a dead process
     sweep(tmp_path / "a")
     assert set(tmp_path.iterdir()) == {mine, foreign}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import time
-import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from napari_msamil.batch_inputs import SlideJob, find_slides
 from napari_msamil.batch_job import BatchOptions, SlideRow, finished_row, job_steps
+from napari_msamil.folders import beside, sweep
 from napari_msamil.progress import Progress, Stage
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def classify_many(
     model = resolve_model(options.model)
     options = replace(options, model=str(model), model_sha256=sha256_of(model))
     options.output.mkdir(parents=True, exist_ok=True)
+    sweep(options.output / SUMMARY)
     summary, todo = BatchSummary(), list[SlideJob]()
     for job in jobs:
         row = finished_row(job, options)
@@ -202,12 +203,15 @@ def _write_summary(rows: Iterable[SlideRow], path: Path) -> None:
     """Rewrite the table beside, then rename; rows of slides of earlier runs stay."""
     table = {**_old_rows(path), **{row.slide: _cells(row) for row in rows}}
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
-    part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(table.values())
-    part.replace(path)
+    part = beside(path, "part")
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(table.values())
+        part.replace(path)
+    finally:  # also where Ctrl-C came in between
+        part.unlink(missing_ok=True)
 
 
 def _old_rows(path: Path) -> dict[str, dict[str, Any]]:

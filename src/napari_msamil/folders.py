@@ -49,12 +49,15 @@ def swap_in(part: Path, folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left beside the folder: their process is gone, or nobody touched it for a day."""
+    """Remove what killed runs left beside a folder or file: their process is gone, or nobody touched it for a day."""
     for left in folder.parent.glob(f"{glob.escape(folder.name)}.*"):
         if left.suffix in (".part", ".old"):
             with suppress(OSError):
                 if _is_orphan(left) or time.time() - left.stat().st_mtime > _STALE_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                    else:
+                        left.unlink()
 
 
 def beside(path: Path, kind: str) -> Path:
