@@ -118,8 +118,8 @@ def fit_familiarity(parts: Sequence[BagDataset], scales: int) -> Familiarity:
         raise ExtraMissingError("Learning familiarity", "train") from error
     rows = [torch.cat([_evenly(*ends) for ends in _bounds(part)]) for part in parts]
     known = list(zip(parts, rows, strict=True))
-    features = torch.cat([p.features[r] for p, r in known]).double().numpy()
-    scale = torch.cat([p.scale[r] for p, r in known]).numpy()
+    features = torch.cat([p.features[r] for p, r in known]).cpu().double().numpy()
+    scale = torch.cat([p.scale[r] for p, r in known]).cpu().numpy()
     module = Familiarity(scales, features.shape[1])
     centred = features.copy()
     for code in range(scales):

@@ -26,18 +26,26 @@ Parts = tuple["ModelConfig", dict[str, "Tensor"]]
 _ALIKE = ("classes", "patches", "encoder", "aggregator")
 
 
-def join_members(members: Sequence[tuple[str, Parts]]) -> Parts:
+def join_members(
+    members: Sequence[tuple[str, Parts]], *, calibrated: bool = False
+) -> Parts:
     """One model of all members.
 
     Args:
         members: Name (for messages) and parts of each, in order.
+        calibrated: Whether a temperature for all follows, so that theirs do not count.
 
     Raises:
-        CheckpointError: A member lacks a part, or differs from the first in size or classes.
+        CheckpointError: A member lacks a part, or differs from the first in size, classes or temperature.
     """
     (_, (config, first)), *others = members
     for name, (other, _) in others:
         _check_alike(name, other, config)
+        if not calibrated and other.temperature != config.temperature:
+            raise CheckpointError(
+                f"{name} has the temperature {other.temperature:g} and the first fold {config.temperature:g}, but an ensemble "
+                "has one. Give --calibrate with the predictions of the trainings, or join what has not been calibrated."
+            )
     shared = _part(first, "encoder")
     own = not all(_same(shared, _part(w, "encoder")) for _, (_, w) in others)
     kept = ("segmenter.",) if own else ("segmenter.", "familiarity.")

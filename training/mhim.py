@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     result = train_student(work, task, parts)
     finish_run(args.out, task.aggregator, parts, work.cohort, result)
     if album is not None and result.reason != "stopped":
-        album.finish(args.out / "pictures")
+        album.finish()
     return 130 if result.reason == "stopped" else 0
 
 
@@ -183,4 +183,12 @@ def _album(
         raise CohortError(
             f"No slide of {work.args.cohort} is called {', '.join(sorted(missing))}. Check --visualise."
         )
-    return PictureAlbum(work.cohort, rows, work.args.bags, task, weights)
+    return PictureAlbum(
+        work.cohort,
+        rows,
+        work.args.bags,
+        task,
+        weights,
+        work.args.out / "pictures",
+        resume=work.args.resume,
+    )

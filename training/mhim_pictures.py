@@ -6,6 +6,7 @@ import csv
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from napari_msamil.annotations import read_mask
 from napari_msamil.errors import MaskError, SlideError
@@ -18,6 +19,7 @@ from .bag_dataset import BagDataset
 from .bags import StoredBag, load_bag
 from .loop import Visit
 from .mil_task import load_weights
+from .state import load_state, save_state
 from .visualise import (
     InstanceView,
     PatchMap,
@@ -27,7 +29,7 @@ from .visualise import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 STAGES = (0.0, 0.05, 0.25, 1.0)
 """Shares of the planned epochs at which the student is looked at."""
+KEPT = "stages.pt"
+"""What the student saw at each stage so far: a resumed training shows the stages before it, too."""
 _THUMBNAIL_PX = 1024
 
 
@@ -50,6 +54,8 @@ class PictureAlbum:
         folder: Of the bags.
         task: The training; its `on_epoch` is taken.
         pretrained: Weights of the plain network.
+        out: Where the pictures go, and what they are drawn from.
+        resume: Whether the training goes on: the stages that are kept in `out` count.
     """
 
     def __init__(
@@ -59,42 +65,54 @@ class PictureAlbum:
         folder: Path,
         task: MhimTask,
         pretrained: dict[str, Tensor],
+        out: Path,
+        *,
+        resume: bool = False,
     ) -> None:
-        self.task, self.rows = task, list(rows)
+        self.task, self.rows, self.out = task, list(rows), out
         self.bags = [_usable(_load(folder, row, task)) for row in rows]
         device = task.train.features.device
         self.data = BagDataset(self.bags, cohort.labels(rows), device)
         plain = build_aggregator(task.spec, len(cohort.classes)).to(device)
         load_weights(plain, pretrained, "the pretrained network")
         self.plain = [self._view(plain, i) for i in range(len(rows))]
-        self.stages: list[tuple[str, list[InstanceView]]] = []
+        self.stages: dict[int, dict[str, InstanceView]] = {}
+        if resume and (out / KEPT).is_file():
+            self.stages = _read_stages(out / KEPT)
         self._due = [int(s * task.settings.epochs) for s in STAGES[:-1]]
         task.on_epoch = self._on_epoch
 
-    def finish(self, folder: Path) -> None:
+    def finish(self) -> None:
         """Draw both figures of every slide and write the figures behind them as CSV."""
-        last = [self._view(self.task.aggregator, i) for i in range(len(self.rows))]
-        stages = [*self.stages, ("end", last)]
         for i, row in enumerate(self.rows):
             places = PatchMap(self.bags[i], *_ground(row, self.bags[i]))
             masked = self._masked(i)
+            last = self._view(self.task.aggregator, i)
             title = f"{row.slide_id} ({row.label})"
-            columns = folder / f"{row.slide_id}_masked.png"
-            draw_columns(places, self.plain[i], masked, last[i], columns, title)
-            views = [(name, found[i]) for name, found in stages]
-            draw_progress(places, views, folder / f"{row.slide_id}_progress.png", title)
-            _write_table(
-                folder / f"{row.slide_id}.csv",
-                self.bags[i],
-                self.plain[i],
-                masked,
-                last[i],
+            columns = self.out / f"{row.slide_id}_masked.png"
+            draw_columns(places, self.plain[i], masked, last, columns, title)
+            views = [*self._stages_of(i), ("end", last)]
+            draw_progress(
+                places, views, self.out / f"{row.slide_id}_progress.png", title
             )
+            table = self.out / f"{row.slide_id}.csv"
+            _write_table(table, self.bags[i], self.plain[i], masked, last)
+
+    def _stages_of(self, index: int) -> list[tuple[str, InstanceView]]:
+        """The stages at which this slide was looked at; one may be asked for only after a resume."""
+        name, count = self.rows[index].slide_id, len(self.bags[index].scale)
+        found = ((e, s[name]) for e, s in sorted(self.stages.items()) if name in s)
+        return [(f"epoch {e}", v) for e, v in found if len(v.attention) == count]
 
     def _on_epoch(self, epoch: int) -> None:
-        if epoch in self._due:
-            views = [self._view(self.task.aggregator, i) for i in range(len(self.rows))]
-            self.stages.append((f"epoch {epoch}", views))
+        known = self.stages.get(epoch, {})
+        if epoch not in self._due or any(r.slide_id in known for r in self.rows):
+            return  # an epoch that goes on after a resume was looked at where it began
+        self.stages[epoch] = known | {
+            row.slide_id: self._view(self.task.aggregator, i)
+            for i, row in enumerate(self.rows)
+        }
+        _keep_stages(self.out / KEPT, self.stages)
 
     def _view(self, network: object, index: int) -> InstanceView:
         from napari_msamil.models.base import Aggregator
@@ -109,6 +127,35 @@ class PictureAlbum:
         seen = self.task.look(self.data.one(index))
         masked = self.task.mask_of(seen, self.data, index, Visit(index, 0, index, 1.0))
         return np.asarray(masked.cpu().numpy(), np.bool_)
+
+
+def _keep_stages(path: Path, stages: Mapping[int, Mapping[str, InstanceView]]) -> None:
+    plain = {
+        epoch: {
+            name: {
+                "attention": torch.from_numpy(view.attention),
+                "probability": torch.from_numpy(view.probability),
+                "bag_probability": view.bag_probability,
+            }
+            for name, view in views.items()
+        }
+        for epoch, views in stages.items()
+    }
+    save_state(path, "stages", {"stages": plain})
+
+
+def _read_stages(path: Path) -> dict[int, dict[str, InstanceView]]:
+    return {
+        epoch: {
+            name: InstanceView(
+                view["attention"].numpy(),
+                view["probability"].numpy(),
+                view["bag_probability"],
+            )
+            for name, view in views.items()
+        }
+        for epoch, views in load_state(path, "stages")["stages"].items()
+    }
 
 
 def _load(folder: Path, row: CohortRow, task: MhimTask) -> StoredBag:
@@ -165,7 +212,8 @@ def _write_table(
         "attention",
         "probability",
     )
-    with path.open("w", newline="", encoding="utf-8") as file:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*head, *more))
         for i, (x, y) in enumerate(bag.coords_xy0.tolist()):
@@ -185,3 +233,4 @@ def _write_table(
                     *tuple(f"{v:.6g}" for v in ours),
                 )
             )
+    part.replace(path)

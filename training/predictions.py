@@ -34,7 +34,7 @@ def write_predictions(
         head = ("slide_id", "patient_id", "split", "label", "prediction")
         writer.writerow((*head, *(f"p_{name}" for name in cohort.classes)))
         for split, (bags, logits) in parts.items():
-            probabilities = torch.softmax(logits.double(), dim=1).tolist()
+            probabilities = torch.softmax(logits.cpu().double(), dim=1).tolist()
             for name, label, p in zip(
                 bags.names, bags.label_list, probabilities, strict=True
             ):

@@ -191,10 +191,11 @@ def publish(
         CheckpointError: A part is missing or does not fit the configuration, or an aggregator was trained on features
             of another encoder.
     """
-    config, weights, story, heads = _put_together(states, folds, base)
-    config = config.model_copy(
-        update={k: v for k, v in (shown or {}).items() if v is not None}
+    given = {k: v for k, v in (shown or {}).items() if v is not None}
+    config, weights, story, heads = _put_together(
+        states, folds, base, calibrated="temperature" in given
     )
+    config = config.model_copy(update=given)
     if not any(k.startswith("segmenter.") for k in weights):
         config = config.model_copy(update={"segmenter": None})
     found = None if learnt is None else learnt(config)
@@ -212,12 +213,17 @@ def publish(
 
 
 def _put_together(
-    states: Sequence[Stored], folds: Sequence[Path], base: str | None
+    states: Sequence[Stored],
+    folds: Sequence[Path],
+    base: str | None,
+    *,
+    calibrated: bool,
 ) -> tuple[ModelConfig, dict[str, Tensor], dict[str, Any], list[Head | None]]:
     """Configuration, weights, where they come from (a base that is only given more keeps its story), heads of the members."""
     if folds:
         members = [read_fold(states, fold, base) for fold in folds]
-        config, weights = join_members([(str(m.path), m.parts) for m in members])
+        named = [(str(m.path), m.parts) for m in members]
+        config, weights = join_members(named, calibrated=calibrated)
         story = story_of([*states, *(s for m in members for s in m.states)])
         heads = [
             head_of([*states, *m.states], base) if m.states else None for m in members

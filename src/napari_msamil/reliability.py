@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from napari_msamil.class_sets import conformal_set
+from napari_msamil.models.attention import doubled
 from napari_msamil.result import Verdict
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def slide_distance(loaded: LoadedModel, bag: FeatureBag) -> float:
 def _members(output: MILOutput, temperature: float) -> NDArray[np.float32] | None:
     if output.member_logits is None:
         return None
-    logits = output.member_logits[0].detach().double() / temperature
+    logits = doubled(output.member_logits[0].detach()) / temperature
     shares: NDArray[np.float32] = logits.softmax(-1).float().cpu().numpy()
     return shares
 

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from napari_msamil.config import AggregatorSpec
 from napari_msamil.errors import ConfigError, MsamilError
@@ -42,6 +44,18 @@ def bag(n: int | None = None, seed: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return features, coords[order][None], scale[order][None]
 
 
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as Apple's mps is."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            assert getattr(tensor, "dtype", None) != torch.float64, str(func)
+        return found
+
+
 class AggregatorTester:
     """Behaviour every method must have; subclasses give a registry name."""
 
@@ -67,6 +81,16 @@ class AggregatorTester:
         assert out.attention.shape == (1, n)
         assert (out.attention >= 0).all()
         torch.testing.assert_close(out.attention.sum(1), torch.ones(1))
+
+    def test_runs_where_the_device_has_no_float64(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # what `doubled` makes lies on the CPU there
+        monkeypatch.setattr("napari_msamil.models.lattice.doubled", torch.Tensor.float)
+        network = self.build()
+        with NoFloat64():
+            network(*bag(17))
+            network.train()(*bag(17)).logits.sum().backward()
 
     def test_fields_with_instances_have_their_documented_shapes(self) -> None:
         out = self.build()(*bag(17))

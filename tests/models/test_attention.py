@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from napari_msamil.models.attention import (
     attention_received,
+    doubled,
     low_rank_attention,
     merge_heads,
     reference_attention,
@@ -117,3 +120,10 @@ def test_a_fused_kernel_runs_on_cuda(
     exact = reference_attention(q.double(), k.double(), v.double())
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     assert (out.double() - exact).abs().max() < tolerance
+
+
+def test_float64_is_made_on_the_cpu_where_the_device_has_none() -> None:
+    x = torch.rand(3, dtype=torch.float32)
+    assert doubled(x).dtype == torch.float64
+    apple = SimpleNamespace(device=SimpleNamespace(type="mps"), cpu=lambda: x)
+    torch.testing.assert_close(doubled(apple), x.double())  # type: ignore[arg-type]

@@ -270,6 +270,28 @@ def test_predictions_of_a_training_have_no_temperature(
     assert "made at different temperatures (1, " in capsys.readouterr().err
 
 
+def test_folds_of_different_temperatures_are_joined_only_with_a_new_one(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, out = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    fold = save_fold(tmp_path / "fold_0", "mil", 0, tiny_config())
+    table = write_predictions(fold / "predictions.csv", 1.0)
+    assert publish("--base", base, fold, "--calibrate", table, "-o", made) == 0
+    words = ("--base", base, "--folds", fold, made)
+    assert publish(*words, "-o", out) == 1
+    told = capsys.readouterr().err
+    assert "1.safetensors has the temperature 2" in told
+    assert "the first fold 1, but an ensemble has one" in told
+    assert not out.exists()
+    assert publish("--folds", made, made, "-o", out) == 0
+    wanted = read_header(made).config.temperature
+    assert read_header(out).config.temperature == wanted
+    other = save_fold(tmp_path / "fold_1", "mil", 1, tiny_config())
+    second = write_predictions(other / "predictions.csv", 1.0)
+    words = ("--folds", made, made, "--calibrate", table, second)
+    assert publish(*words, "-o", out) == 0
+
+
 def test_the_temperature_of_an_ensemble_stays_where_only_its_own_answers_are_known(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

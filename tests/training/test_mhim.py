@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -262,6 +263,39 @@ def test_last_layer_is_refused_where_there_is_one_ranking() -> None:
     assert mining_spec(spec, "last").args == {"mining_layer": 1}
 
 
+def test_a_resumed_training_shows_the_stages_before_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toy_cohort(tmp_path)
+    words = ["mhim", "--config", f"{tmp_path}/toy.toml", "--device", "cpu"]
+    words += ["--cohort", f"{tmp_path}/cohort.csv", "--bags", f"{tmp_path}/bags"]
+    words += ["--set", "mhim.epochs=4", "--visualise", "s1", "-o"]
+    shown: dict[str, list[Any]] = {}
+
+    def remember(places: Any, views: Any, path: Path, title: str) -> None:
+        shown[path.parent.parent.name] = list(views)
+
+    monkeypatch.setattr("training.mhim_pictures.draw_progress", remember)
+    assert main([*words, f"{tmp_path}/whole"]) == 0
+    validate = MhimTask.validate
+    counts = iter(range(9))
+
+    def stop(task: MhimTask) -> Any:
+        if next(counts) == 2:
+            raise KeyboardInterrupt
+        return validate(task)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MhimTask, "validate", stop)
+        assert main([*words, f"{tmp_path}/cut"]) == 130
+    assert main([*words, f"{tmp_path}/cut", "--resume"]) == 0
+    assert [name for name, _ in shown["whole"]] == ["epoch 0", "epoch 1", "end"]
+    for (name, whole), (other, cut) in zip(shown["whole"], shown["cut"], strict=True):
+        assert name == other
+        assert whole.bag_probability == cut.bag_probability
+        np.testing.assert_array_equal(whole.attention, cut.attention)
+
+
 def test_pictures_are_drawn_for_chosen_slides(tmp_path: Path) -> None:
     write_toy_cohort(tmp_path)
     out = tmp_path / "run"
@@ -270,7 +304,7 @@ def test_pictures_are_drawn_for_chosen_slides(tmp_path: Path) -> None:
     assert main([*words, "-o", str(out), "--visualise", "s1", "s13"]) == 0
     found = sorted(p.name for p in (out / "pictures").iterdir())
     expected = ["s1.csv", "s13.csv", "s13_masked.png", "s13_progress.png"]
-    assert found == [*expected, "s1_masked.png", "s1_progress.png"]
+    assert found == [*expected, "s1_masked.png", "s1_progress.png", "stages.pt"]
     table = (out / "pictures/s1.csv").read_text().splitlines()
     assert table[0].startswith("scale,x,y,width,height,attention_plain")
     attention = [float(line.split(",")[8]) for line in table[1:]]

@@ -26,6 +26,11 @@ def accurate(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def doubled(x: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none (Apple's mps)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def low_rank_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √r) v without an N × N matrix.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from napari_msamil.models.attention import doubled
+
 
 class Familiarity(nn.Module):
     """Mean and whitening of training features.
@@ -28,6 +30,7 @@ class Familiarity(nn.Module):
 
     def forward(self, features: Tensor, scale: Tensor) -> Tensor:
         """Distance of a slide: features (N, ≥ D), scale int64 (N,) → root mean square of whitened values, a scalar."""
-        mean, whiten = self.mean.double(), self.whiten.double()
-        known = features[:, : mean.shape[1]].double()
-        return ((known - mean[scale]) @ whiten).square().mean().sqrt()
+        mean, whiten = doubled(self.mean), doubled(self.whiten)
+        known = doubled(features[:, : mean.shape[1]])
+        usual = mean[scale.to(mean.device)]
+        return ((known - usual) @ whiten).square().mean().sqrt()

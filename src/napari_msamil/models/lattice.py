@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_msamil.models.attention import doubled
+
 _SAME = 1e-5
 """Coordinates nearer than this share of the slide are the same: far below any patch side, above float32 rounding."""
 
@@ -80,10 +82,11 @@ def lattice(coords: Tensor, scale: Tensor, ratio: int = 2) -> Lattice:
         ratio: Sides of a patch in sides of the next finer scale.
     """
     # The coarsest patch fixes the origin: finer patches are counted from a corner that a parent may have.
-    origin = coords[scale == scale.max()].amin(0).double()
-    places = coords.double() - origin
-    columns = [_cells(places[:, axis], scale, ratio) for axis in (0, 1)]
-    return Lattice(torch.stack(columns, dim=1), scale, ratio)
+    origin = doubled(coords[scale == scale.max()].amin(0))
+    places = doubled(coords) - origin
+    at = scale.to(places.device)
+    columns = [_cells(places[:, axis], at, ratio) for axis in (0, 1)]
+    return Lattice(torch.stack(columns, dim=1).to(scale.device), scale, ratio)
 
 
 def _cells(place: Tensor, scale: Tensor, ratio: int) -> Tensor:

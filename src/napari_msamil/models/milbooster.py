@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from napari_msamil.config import Spec
 from napari_msamil.errors import ConfigError, SelectionError
 from napari_msamil.models.abmil import InstanceScores, projection
-from napari_msamil.models.attention import accurate
+from napari_msamil.models.attention import accurate, doubled
 from napari_msamil.models.base import Aggregator
 from napari_msamil.models.kmeans import kmeans
 from napari_msamil.models.outputs import MILOutput
@@ -92,9 +92,9 @@ class BagFilter(nn.Module):
                 "Add negative slides or lower `clusters`."
             )
         step = -(-len(negatives) // _FIT_LIMIT)
-        x = negatives[::step].to(self.whiten).double()
+        x = doubled(negatives[::step].to(self.whiten))
         cluster, centres = kmeans(x, self.args.clusters)
-        centred = x - centres.double()[cluster]
+        centred = x - doubled(centres)[cluster]
         covariance = centred.T @ centred / len(x)
         diagonal = torch.diag(covariance.diagonal())
         covariance += self.args.shrinkage * (diagonal - covariance)
@@ -102,8 +102,10 @@ class BagFilter(nn.Module):
         values, vectors = torch.linalg.eigh(covariance)
         whiten = vectors * values.clamp_min(floor).rsqrt()
         self.whiten.copy_(whiten)
-        self.centres.copy_(centres.double() @ whiten)
-        self.threshold.copy_(torch.quantile(self.distance(x), self.args.quantile))
+        self.centres.copy_(doubled(centres) @ whiten)
+        self.threshold.copy_(
+            torch.quantile(self.distance(x.to(self.whiten)), self.args.quantile)
+        )
 
     def distance(self, x: Tensor) -> Tensor:
         """Mahalanobis distance to the nearest cluster: (N, D) → (N,)."""
