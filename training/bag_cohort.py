@@ -62,7 +62,31 @@ def cohort_bags(
         raise CohortError(
             f"No slide of {cohort.path} is in the split 'train'. Fill the column split, or give --splits and --fold."
         )
+    for split, data in parts.items():
+        _require_alike(split, data, parts["train"])
     return parts
+
+
+def _require_alike(split: str, data: BagDataset, train: BagDataset) -> None:
+    """Raise where the bags of a split were made otherwise than those that are trained on: their features mean other things."""
+    pairs = {
+        "values per instance": (data.dim, train.dim),
+        "the encoder": (data.encoder_id, train.encoder_id),
+        "the scales": (data.scale_names, train.scale_names),
+        "coordinates": (data.placed, train.placed),
+    }
+    for what, (own, wanted) in pairs.items():
+        if own != wanted:
+            raise StoreError(
+                f"The bags do not fit together: {what} of the split {split!r} ({data.names[0]}, …): {_told(own)}, and of "
+                f"'train' ({train.names[0]}, …): {_told(wanted)}. Extract all with one encoder and model."
+            )
+
+
+def _told(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "none"
+    return "/".join(value) if isinstance(value, tuple) else str(value)
 
 
 def row_bags(

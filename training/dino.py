@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     found = pixel_run.read_run(args, "dino", DinoSpec)
-    claim(args.out, {"data_hash": found.cohort.data_hash}, resume=args.resume)
+    now = {
+        "data_hash": found.cohort.data_hash,
+        "settings": found.spec.model_dump_json(),
+    }
+    claim(args.out, now, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     task = make_task(found.config, found.spec, found.cohort, args.scale, runtime)
     pixel_run.write_config(args.out, "dino", found, args)

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         now = {
             "data_hash": found.cohort.data_hash,
             "classes": list(found.config.classes),
+            "settings": found.spec.model_dump_json(),
         }
         claim(args.out, now, resume=args.resume)
     with joined_ranks(runtime.device) as ranks:

@@ -5,9 +5,10 @@ instances so that the student learns from the hard ones. Three sets are drawn, e
 bag, and **united**: the `&` of the pseudocode reads as "together", for an intersection would mask almost
 nothing; the authors' printed counts agree with the union. Survivors stay in their original order.
 
-Everything here works on `(heads, instances)` attention without asking the device for a value: sizes come
-from the host-side `n`, ties are broken by mean attention and then by index, so the same attention and the
-same random state give the same mask on every machine.
+Everything here works on `(heads, instances)` attention without asking the device for a value, but for the
+survivors' indices and `averaging`: sizes come from the host-side `n`, ties are broken by mean attention and
+then by index, so the same attention and the same random state give the same mask on every machine (a CUDA
+device draws other random numbers than a CPU).
 """
 
 from __future__ import annotations

@@ -11,28 +11,30 @@ the supplementary's Figures 1 and 2 are drawn into `pictures/`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from napari_msamil.errors import CohortError, ConfigError
 
 from .config import describe, section
-from .mhim_task import MhimSpec, MhimTask
+from .mhim_task import MhimSpec, MhimTask, mining_spec, require_start
 from .mil import (
     BagWork,
     add_bag_arguments,
     finish_run,
     log_data,
-    read_weights,
     steps_of,
 )
 from .mil_task import MilSpec, MilTask
+from .start_weights import read_weights
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
     from torch import Tensor
 
     from .bag_dataset import BagDataset
+    from .cohort import CohortRow
     from .loop import FitResult
     from .mhim_pictures import PictureAlbum
 
@@ -66,12 +68,20 @@ def run(args: argparse.Namespace) -> int:
     work = BagWork(args)
     spec, plain = read_specs(work)
     parts = work.bags(spec)
-    work.write_config({"mil": plain, "mhim": spec})
-    weights = pretrained_weights(work, plain, parts)
+    mining = mining_spec(work.model.aggregator, spec.layer)
+    require_start(mining, spec, len(work.cohort.classes))
+    shown = _shown_rows(work)
+    given = None
+    if args.pretrained is not None:
+        plainly = work.description(work.model.aggregator, plain, parts)
+        given = read_weights(args.pretrained, plainly)
+    about = work.description(mining, spec, parts)
+    work.write_config({"mil": plain, "mhim": spec}, about)
+    weights = given or pretrained_weights(work, plain, parts)
     if weights is None:
         return 130
     task = student_task(work, spec, parts, weights)
-    album = _album(work, task, weights)
+    album = _album(work, task, weights, shown) if shown else None
     result = train_student(work, task, parts)
     finish_run(args.out, task.aggregator, parts, work.cohort, result)
     if album is not None and result.reason != "stopped":
@@ -99,22 +109,16 @@ def read_specs(work: BagWork) -> tuple[MhimSpec, MilSpec]:
 def pretrained_weights(
     work: BagWork, spec: MilSpec, parts: dict[str, BagDataset]
 ) -> dict[str, Tensor] | None:
-    """Weights of the plain network: given, finished before, or trained now; None if a signal stopped it."""
+    """Weights of the plain network: finished before with these settings, or trained now; None if a signal stopped it."""
     from .log import RunLog
     from .loop import fit
-    from .state import BEST, LAST, claim, seed_everything
+    from .state import claim, seed_everything
 
     args = work.args
-    now = work.notes() | {
-        "classes": list(work.cohort.classes),
-        "encoder_id": parts["train"].encoder_id,
-    }
-    if args.pretrained is not None:
-        return read_weights(args.pretrained, now)
+    now = work.description(work.model.aggregator, spec, parts)
     folder = args.out / PRETRAIN
-    done = folder / "predictions.csv"
     claim(folder, now, resume=args.resume)
-    if not (args.resume and done.is_file()):
+    if not (args.resume and _is_done(folder, now)):
         seed_everything(spec.seed)
         task = MilTask(
             work.model.aggregator,
@@ -130,8 +134,16 @@ def pretrained_weights(
         if result.reason == "stopped":
             return None
         finish_run(folder, task.aggregator, parts, work.cohort, result)
-    best = folder / BEST if (folder / BEST).is_file() else folder / LAST
-    return read_weights(best, now)
+    return read_weights(folder, now)
+
+
+def _is_done(folder: Path, description: Mapping[str, Any]) -> bool:
+    """Whether a training ended, and with these settings: one that is to last longer goes on."""
+    from .state import LAST, changed_settings, load_state
+
+    if not (folder / "predictions.csv").is_file() or not (folder / LAST).is_file():
+        return False
+    return not changed_settings(load_state(folder / LAST), description, free=())
 
 
 def student_task(
@@ -169,13 +181,8 @@ def train_student(
         return fit(task, task.settings, args.out, log, resume=args.resume)
 
 
-def _album(
-    work: BagWork, task: MhimTask, weights: dict[str, Tensor]
-) -> PictureAlbum | None:
-    if not work.args.visualise:
-        return None
-    from .mhim_pictures import PictureAlbum
-
+def _shown_rows(work: BagWork) -> list[CohortRow]:
+    """The slides of `--visualise`."""
     wanted = set(work.args.visualise)
     rows = [row for row in work.cohort.rows if row.slide_id in wanted]
     missing = wanted - {row.slide_id for row in rows}
@@ -183,12 +190,23 @@ def _album(
         raise CohortError(
             f"No slide of {work.args.cohort} is called {', '.join(sorted(missing))}. Check --visualise."
         )
-    return PictureAlbum(
-        work.cohort,
-        rows,
-        work.args.bags,
-        task,
-        weights,
-        work.args.out / "pictures",
-        resume=work.args.resume,
-    )
+    return rows
+
+
+def _album(
+    work: BagWork, task: MhimTask, weights: dict[str, Tensor], rows: list[CohortRow]
+) -> PictureAlbum:
+    import torch
+
+    from .mhim_pictures import PictureAlbum
+
+    with torch.random.fork_rng():  # who looks on does not change what is drawn
+        return PictureAlbum(
+            work.cohort,
+            rows,
+            work.args.bags,
+            task,
+            weights,
+            work.args.out / "pictures",
+            resume=work.args.resume,
+        )

@@ -160,7 +160,7 @@ def _read_stages(path: Path) -> dict[int, dict[str, InstanceView]]:
 
 def _load(folder: Path, row: CohortRow, task: MhimTask) -> StoredBag:
     path = bag_path(folder, row.slide_id) or folder / f"{row.slide_id}.pt"
-    return keep_scales(load_bag(path), task.settings.scales)
+    return keep_scales(load_bag(path), task.train.scale_names)
 
 
 def _usable(bag: StoredBag) -> StoredBag:

@@ -215,10 +215,16 @@ def mining_spec(spec: AggregatorSpec, layer: str) -> AggregatorSpec:
     """The same method, ranking by its first or last layer where it has several (supplementary section 2.3).
 
     Raises:
-        ConfigError: The last layer is asked of a method that has one ranking only.
+        ConfigError: The last layer is asked of a method that has one ranking only, or the method's own argument says another.
     """
     if spec.name == "transmil":
-        args = {**spec.args, "mining_layer": 0 if layer == "first" else 1}
+        place = 0 if layer == "first" else 1
+        if spec.args.get("mining_layer", place) != place:
+            raise ConfigError(
+                f"model.aggregator.args.mining_layer is {spec.args['mining_layer']}, but mhim.layer is {layer!r}. Set "
+                "mhim.layer only."
+            )
+        args = {**spec.args, "mining_layer": place}
         return spec.model_copy(update={"args": args})
     if layer == "last":
         raise ConfigError(
@@ -232,6 +238,31 @@ def mining_scores(output: MILOutput) -> Tensor:
     if output.mining_attention is None:
         return output.attention
     return output.mining_attention[0]
+
+
+def require_start(spec: AggregatorSpec, settings: MhimSpec, n_classes: int) -> None:
+    """Check that a student of this network can start as it is to, before the plain one is trained.
+
+    Raises:
+        ConfigError: The network has no projection to take over.
+    """
+    if settings.start == "projection":
+        projection_of(build_aggregator(spec, n_classes).state_dict())
+
+
+def projection_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projection's weights.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    found = {k: v for k, v in weights.items() if k.startswith("projection.")}
+    if not found:
+        raise ConfigError(
+            "This aggregator has no projection that the student could take from the plain network (IAAM has one where its "
+            "width differs from the features'). Set mhim.start to all or none, or another width."
+        )
+    return found
 
 
 def start_student(
@@ -253,10 +284,5 @@ def start_student(
     if what == "all":
         load_weights(student, pretrained, "the pretrained network")
         return
-    weights = {k: v for k, v in pretrained.items() if k.startswith("projection.")}
-    if not weights:
-        raise ConfigError(
-            "This aggregator has no projection that the student could take from the plain network (IAAM has one where its "
-            "width differs from the features'). Set mhim.start to all or none, or another width."
-        )
+    weights = projection_of(pretrained)
     load_weights(student, {**student.state_dict(), **weights}, "the projection")

@@ -8,11 +8,10 @@ The output folder holds `config.json`, `log.jsonl`, `state.pt` (resumes exactly)
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.errors import CheckpointError, ConfigError
+from napari_msamil.errors import ConfigError
 
 from .bags import FOREIGN_SCALES
 from .config import (
@@ -23,15 +22,13 @@ from .config import (
     resolved_toml,
     section,
 )
-from .mil_task import MilSpec, MilTask, load_weights, predict, weights_of
+from .mil_task import MilSpec, MilTask, describe_task, load_weights, predict, weights_of
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
-    from torch import Tensor
-
-    from napari_msamil.config import ModelConfig
+    from napari_msamil.config import AggregatorSpec, ModelConfig
     from napari_msamil.models.base import Aggregator
 
     from .bag_dataset import BagDataset
@@ -47,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start",
         type=Path,
         metavar="FILE",
-        help="continue from the aggregator of this training state or checkpoint",
+        help="continue from the aggregator of this training folder, state or checkpoint",
     )
     parser.epilog = "Settings (--set mil.KEY=VALUE):\n" + describe(MilSpec, "mil")
 
@@ -70,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
     """Train as `add_arguments` describes."""
     from .log import RunLog
     from .loop import fit
+    from .start_weights import read_weights
     from .state import seed_everything
 
     work = BagWork(args)
     spec = section(work.raw, "mil", MilSpec)
     parts = work.bags(spec)
-    work.write_config({"mil": spec})
     seed_everything(spec.seed)
     task = MilTask(
         work.model.aggregator,
@@ -88,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.start is not None:
         start = read_weights(args.start, task.description())
         load_weights(task.aggregator, start, str(args.start))
+    work.write_config({"mil": spec}, task.description())
     with RunLog(args.out, steps_of(spec, len(parts["train"])), title="mil") as log:
         log_data(log, parts, args.start)
         result = fit(task, spec, args.out, log, resume=args.resume)
@@ -152,20 +150,34 @@ class BagWork:
             )
         return parts
 
-    def write_config(self, specs: Mapping[str, LoopSpec]) -> None:
+    def write_config(
+        self, specs: Mapping[str, LoopSpec], description: Mapping[str, Any]
+    ) -> None:
         """Write the configuration in force beside the results.
+
+        Args:
+            specs: Settings by the name of their table.
+            description: What the training says about itself.
 
         Raises:
             ConfigError: The folder holds an older run that is not to go on.
-            CheckpointError: The run that is to go on was trained on other data.
+            CheckpointError: The run that is to go on was trained on other data or with other settings.
         """
         from .state import claim
 
-        now = self.notes() | {"classes": list(self.cohort.classes)}
-        claim(self.args.out, now, resume=self.args.resume)
+        claim(self.args.out, description, resume=self.args.resume)
         self.args.out.mkdir(parents=True, exist_ok=True)
         text = resolved_toml({"model": self.model, **specs})
         (self.args.out / "config.json").write_text(text, encoding="utf-8")
+
+    def description(
+        self, aggregator: AggregatorSpec, spec: MilSpec, parts: Mapping[str, BagDataset]
+    ) -> dict[str, Any]:
+        """What a training of this work says about itself, before it is built."""
+        return {
+            **describe_task(aggregator, spec, self.cohort.classes, parts["train"]),
+            **self.notes(),
+        }
 
     def notes(self) -> dict[str, Any]:
         """What `publish` must know beside the weights."""
@@ -175,38 +187,6 @@ class BagWork:
             "data_hash": self.cohort.data_hash,
             "fold": self.args.fold,
         }
-
-
-def read_weights(path: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The aggregator's weights of a training state (`.pt`) or a checkpoint (`.safetensors`) that a training starts with.
-
-    Those of other slides or another fold are taken, with a warning: they may have seen what is tested now.
-
-    Args:
-        path: The file.
-        description: What the task that starts with them says about itself.
-
-    Raises:
-        CheckpointError: The file is neither, or damaged, or its features or classes are others.
-    """
-    from .state import differences, load_state
-
-    if path.suffix == ".safetensors":
-        from napari_msamil.checkpoint import load_checkpoint
-
-        return load_checkpoint(str(path)).model.aggregator.state_dict()
-    state = load_state(path)
-    other = differences(state, description, ("encoder_id", "classes"))
-    if other:
-        raise CheckpointError(
-            f"{path} was trained with other {' and other '.join(other)}. Start from a training on the same features."
-        )
-    if differences(state, description, ("data_hash",)):
-        print(  # noqa: T201
-            f"{path} was trained on other slides, labels or splits. Make sure that it never saw the slides tested here.",
-            file=sys.stderr,
-        )
-    return weights_of(state, str(path))
 
 
 def steps_of(spec: MilSpec, count: int) -> int:

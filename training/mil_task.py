@@ -13,6 +13,7 @@ from torch import Tensor
 
 from napari_msamil.errors import CheckpointError, CohortError, StoreError
 from napari_msamil.models import build_aggregator
+from napari_msamil.models.base import OwnStart
 
 from .config import LoopSpec
 from .losses import bag_loss
@@ -208,13 +209,20 @@ class MilTask:
 
     def description(self) -> dict[str, Any]:
         """What `publish` needs beside the weights."""
-        return {
-            "aggregator": self.spec.model_dump_json(),
-            "classes": list(self.classes),
-            "settings": self.settings.model_dump_json(),
-            "encoder_id": self.train.encoder_id,
-            **self.notes,
-        }
+        own = describe_task(self.spec, self.settings, self.classes, self.train)
+        return {**own, **self.notes}
+
+
+def describe_task(
+    spec: AggregatorSpec, settings: MilSpec, classes: Sequence[str], train: BagDataset
+) -> dict[str, Any]:
+    """What decides a training, as plain data: kept in its states and compared when it goes on."""
+    return {
+        "aggregator": spec.model_dump_json(),
+        "classes": list(classes),
+        "settings": settings.model_dump_json(),
+        "encoder_id": train.encoder_id,
+    }
 
 
 def _require_auc(val: BagDataset, n_classes: int) -> None:
@@ -275,9 +283,9 @@ def eval_windows(
 
 
 def xavier_start(network: torch.nn.Module) -> None:
-    """Xavier-normal weights and zero biases in all linear layers; the rest keeps its own start."""
+    """Xavier-normal weights and zero biases in all linear layers but those whose start is part of their method."""
     for layer in network.modules():
-        if isinstance(layer, torch.nn.Linear):
+        if isinstance(layer, torch.nn.Linear) and not isinstance(layer, OwnStart):
             torch.nn.init.xavier_normal_(layer.weight)
             if layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)

@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         args.cohort, splits=args.splits, fold=args.fold, need_labels=False
     )
     network = segmenter_spec(raw)
-    claim(args.out, {"data_hash": cohort.data_hash}, resume=args.resume)
+    now = {"data_hash": cohort.data_hash, "settings": spec.model_dump_json()}
+    claim(args.out, now, resume=args.resume)
     runtime = choose_runtime(args.device, args.precision)
     result = train_segment(network, spec, cohort, args.out, runtime, resume=args.resume)
     print(json.dumps(_summary(result)))  # noqa: T201

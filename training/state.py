@@ -7,7 +7,6 @@ and renamed, so a killed run leaves the last good one. `publish` makes a checkpo
 from __future__ import annotations
 
 import json
-import pickle
 import random
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -17,7 +16,7 @@ import torch
 from napari_msamil.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 STATE_FORMAT = 1
@@ -30,6 +29,15 @@ _IDENTITY = {
     "aggregator": "settings of the aggregator",
 }
 """What a state's description says about the data and the network, and what that is in words."""
+_FREE = frozenset(
+    {
+        *("epochs", "patience", "min_epochs", "validate_every"),
+        *("save_every", "save_minutes", "pack", "tune_threshold"),
+        *("cache_gb", "cache_dir", "cache_dir_gb", "prefetch"),
+        *("memory", "memory_gb", "chunk", "compile"),
+    }
+)
+"""Settings that a training may go on with anew: how long, how often it is judged and saved, what the machine is asked for."""
 
 
 def save_state(path: Path, kind: str, state: Mapping[str, Any]) -> None:
@@ -66,7 +74,7 @@ def load_state(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged and cannot be read ({error}). Use an older state or train again."
         ) from error
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a text read as pickle fails in any way
         raise CheckpointError(
             f"{path} is not a training state of this program. Give the state.pt of a training folder."
         ) from error
@@ -74,7 +82,8 @@ def load_state(path: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def _checked(state: Any, path: Path, kind: str | None) -> dict[str, Any]:
-    if not isinstance(state, dict) or "format" not in state:
+    known = isinstance(state, dict) and isinstance(state.get("format"), int)
+    if not known or not isinstance(state.get("kind"), str):
         raise CheckpointError(
             f"{path} is not a training state. Give the state.pt of a training folder."
         )
@@ -86,7 +95,8 @@ def _checked(state: Any, path: Path, kind: str | None) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} was made by {state['kind']!r}, but {kind!r} was asked for. Choose the right folder."
         )
-    return state
+    found: dict[str, Any] = state
+    return found
 
 
 def rng_state() -> dict[str, Any]:
@@ -122,7 +132,7 @@ def require_same_data(
         path: The state's file, for the message.
 
     Raises:
-        CheckpointError: Slides, labels, splits, classes or their order, features or the aggregator differ.
+        CheckpointError: Slides, labels, splits, classes or their order, features, the aggregator, or a setting differ.
     """
     differing = differences(state, description)
     if differing:
@@ -130,6 +140,25 @@ def require_same_data(
             f"{path} was trained with other {' and other '.join(differing)}, perhaps on another fold. Train into another "
             "folder, or give the same data to go on."
         )
+    changed = changed_settings(state, description)
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained with another value of {', '.join(changed)}, and half a training with each is neither. Give "
+            "the same to go on (epochs, patience and memory may differ), or train into another folder."
+        )
+
+
+def changed_settings(
+    state: Mapping[str, Any],
+    description: Mapping[str, Any],
+    free: Collection[str] = _FREE,
+) -> list[str]:
+    """Names of the settings, but for those that are free, that are not those of a state; unknown ones do not count."""
+    old, new = (
+        json.loads(about.get("settings") or "{}")
+        for about in (state.get("description", {}), description)
+    )
+    return [k for k in old if k in new and k not in free and old[k] != new[k]]
 
 
 def differences(

@@ -144,6 +144,10 @@ class AggregatorTester:
                 together.embedding[b], alone.embedding[0], **close
             )
             assert (together.attention[b, ~valid[b]] == 0).all()
+        together.logits.square().sum().backward()
+        wrong = [k for k, p in model.named_parameters() if p.grad is not None]
+        wrong = [k for k in wrong if not model.get_parameter(k).grad.isfinite().all()]
+        assert wrong == []
 
     def test_order_of_instances_matters_only_where_it_should(self) -> None:
         model = self.build()

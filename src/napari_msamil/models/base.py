@@ -36,6 +36,10 @@ _PADDED_AXIS = {
 """Fields of `MILOutput` that have an instance axis, and which one it is."""
 
 
+class OwnStart(nn.Linear):
+    """A linear layer whose start is part of its method: training does not give it another one."""
+
+
 def parse_args(kind: type[Spec], spec: AggregatorSpec) -> Spec:
     """Arguments of a method, checked by its own class of arguments.
 
@@ -119,6 +123,9 @@ class Aggregator(nn.Module, ABC):
             ConfigError: The method needs coordinates and got none.
         """
         self._check_width(features)
+        if valid is not None:
+            # what was read into padding may be anything; NaN would reach the gradients of the projection
+            features = features.masked_fill(~valid[..., None], 0)
         return self.aggregate(self.project(features), coords, scale, valid, label=label)
 
     def aggregate(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from napari_msamil.config import Spec
 from napari_msamil.models.abmil import InstanceScores, projection
 from napari_msamil.models.attention import accurate
-from napari_msamil.models.base import Aggregator
+from napari_msamil.models.base import Aggregator, OwnStart
 from napari_msamil.models.outputs import MILOutput
 from napari_msamil.models.selective_scan import selective_scan
 
@@ -76,7 +76,7 @@ class ScanBranch(nn.Module):
             channels, channels, args.conv, groups=channels, padding=args.conv - 1
         )
         self.select = nn.Linear(channels, self.rank + 2 * args.state, bias=False)
-        self.step = nn.Linear(self.rank, channels)
+        self.step = OwnStart(self.rank, channels)
         # Mamba's start: decay rates 1 … S for every channel, step sizes log-uniform in 0.001 … 0.1.
         rates = torch.arange(1, args.state + 1, dtype=torch.float32).repeat(channels, 1)
         self.log_rate = nn.Parameter(rates.log())
