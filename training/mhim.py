@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_msamil.errors import CohortError, ConfigError
+from napari_msamil.errors import CheckpointError, CohortError, ConfigError
 
 from .config import describe, section
 from .mhim_task import MhimSpec, MhimTask, mining_spec, require_start
@@ -65,17 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train as `add_arguments` describes."""
+    from .state import claim
+
     work = BagWork(args)
     spec, plain = read_specs(work)
     parts = work.bags(spec)
     mining = mining_spec(work.model.aggregator, spec.layer)
     require_start(mining, spec, len(work.cohort.classes))
     shown = _shown_rows(work)
-    given = None
-    if args.pretrained is not None:
-        plainly = work.description(work.model.aggregator, plain, parts)
-        given = read_weights(args.pretrained, plainly)
     about = work.description(mining, spec, parts)
+    plainly = work.description(work.model.aggregator, plain, parts)
+    claim(args.out, about, resume=args.resume)
+    given = None
+    if args.pretrained is None:
+        _claim_plain(args.out, plainly, resume=args.resume)
+    else:
+        given = read_weights(args.pretrained, plainly)
     work.write_config({"mil": plain, "mhim": spec}, about)
     weights = given or pretrained_weights(work, plain, parts)
     if weights is None:
@@ -106,18 +111,32 @@ def read_specs(work: BagWork) -> tuple[MhimSpec, MilSpec]:
     return spec.model_copy(update={"scales": scales}), plain
 
 
+def _claim_plain(out: Path, description: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse a plain network of something else, and another one than the student began with."""
+    from .state import LAST, changed_settings, claim, load_state
+
+    last = out / PRETRAIN / LAST
+    if resume and (out / LAST).is_file() and last.is_file():
+        other = changed_settings(load_state(last), description, ended=True)
+        if other:
+            raise CheckpointError(
+                f"The student in {out} began with a plain network that was trained with another value of mil.{other[0]}. Give "
+                "the same to go on, or train into another folder."
+            )
+    claim(out / PRETRAIN, description, resume=resume)
+
+
 def pretrained_weights(
     work: BagWork, spec: MilSpec, parts: dict[str, BagDataset]
 ) -> dict[str, Tensor] | None:
     """Weights of the plain network: finished before with these settings, or trained now; None if a signal stopped it."""
     from .log import RunLog
     from .loop import fit
-    from .state import claim, seed_everything
+    from .state import seed_everything
 
     args = work.args
     now = work.description(work.model.aggregator, spec, parts)
     folder = args.out / PRETRAIN
-    claim(folder, now, resume=args.resume)
     if not (args.resume and _is_done(folder, now)):
         seed_everything(spec.seed)
         task = MilTask(
@@ -143,7 +162,7 @@ def _is_done(folder: Path, description: Mapping[str, Any]) -> bool:
 
     if not (folder / "predictions.csv").is_file() or not (folder / LAST).is_file():
         return False
-    return not changed_settings(load_state(folder / LAST), description, free=())
+    return not changed_settings(load_state(folder / LAST), description, ended=True)
 
 
 def student_task(

@@ -16,7 +16,7 @@ import torch
 from napari_msamil.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 STATE_FORMAT = 1
@@ -29,15 +29,16 @@ _IDENTITY = {
     "aggregator": "settings of the aggregator",
 }
 """What a state's description says about the data and the network, and what that is in words."""
-_FREE = frozenset(
+_LENGTH = frozenset({"epochs", "patience", "min_epochs", "validate_every"})
+"""Settings that say when a training ends: one that is to last longer goes on."""
+_FREE = _LENGTH | frozenset(
     {
-        *("epochs", "patience", "min_epochs", "validate_every"),
         *("save_every", "save_minutes", "pack", "tune_threshold"),
         *("cache_gb", "cache_dir", "cache_dir_gb", "prefetch"),
         *("memory", "memory_gb", "chunk", "compile"),
     }
 )
-"""Settings that a training may go on with anew: how long, how often it is judged and saved, what the machine is asked for."""
+"""Settings that a training may go on with anew: when it ends, how often it is saved, what the machine is asked for."""
 
 
 def save_state(path: Path, kind: str, state: Mapping[str, Any]) -> None:
@@ -151,9 +152,17 @@ def require_same_data(
 def changed_settings(
     state: Mapping[str, Any],
     description: Mapping[str, Any],
-    free: Collection[str] = _FREE,
+    *,
+    ended: bool = False,
 ) -> list[str]:
-    """Names of the settings, but for those that are free, that are not those of a state; unknown ones do not count."""
+    """Names of the settings that are not those of a state; unknown ones do not count.
+
+    Args:
+        state: A loaded state.
+        description: What the task that is to run says about itself.
+        ended: Whether when it ends counts, too.
+    """
+    free = _FREE - _LENGTH if ended else _FREE
     old, new = (
         json.loads(about.get("settings") or "{}")
         for about in (state.get("description", {}), description)

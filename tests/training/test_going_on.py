@@ -166,14 +166,20 @@ def test_a_finished_pretraining_counts_only_with_its_own_settings(
     short = ("--set", "mil.epochs=1")
     assert main(words(work, "run", *short, verb="mhim")) == 0
     (work / "run" / "state.pt").unlink()
+    before = files(work / "run")
     assert main(words(work, "run", "--resume", *RELU, verb="mhim")) == 1
     assert "settings of the aggregator" in capsys.readouterr().err
     slow = ("--set", "mil.lr=1e-4")
     assert main(words(work, "run", "--resume", *slow, *short, verb="mhim")) == 1
     assert "another value of lr" in capsys.readouterr().err
+    assert files(work / "run") == before
     assert main(words(work, "run", "--resume", verb="mhim")) == 0
     state = load_state(work / "run" / "pretrain" / "state.pt")
     assert state["position"]["epoch"] == 3
+    before = files(work / "run")
+    assert main(words(work, "run", "--resume", *short, verb="mhim")) == 1
+    assert "began with a plain network" in capsys.readouterr().err
+    assert files(work / "run") == before
     told = json.loads((work / "run" / "config.json").read_text())
     assert told["mil"]["epochs"] == 3
 
@@ -273,5 +279,5 @@ def test_a_state_without_settings_is_one_of_an_older_version(tmp_path: Path) -> 
     known = {"description": {"settings": '{"lr": 2, "epochs": 3, "gone": 1}'}}
     now = {"settings": '{"lr": 1, "epochs": 4, "new": 1}'}
     assert changed_settings(known, now) == ["lr"]
-    assert changed_settings(known, now, free=()) == ["lr", "epochs"]
+    assert changed_settings(known, now, ended=True) == ["lr", "epochs"]
     assert abmil().in_dim == DIM
