@@ -6,8 +6,9 @@ For every test fold the other nine are parted into three inner validation sets; 
 with the best mean inner accuracy (ties: lower loss). The chosen setting is trained anew on all nine folds with a few
 seeds, whose probabilities are averaged, and predicts the test fold once. Features are standardised on training bags.
 `--grid none` tunes nothing: one setting, fixed beforehand. `--hindsight` chooses nothing either: it prints what each setting
-of the grid comes to on the test folds, so that one sees what choosing there would have given. Masked hard instance mining (marked *) cannot be stacked: it trains
-fold by fold with the fixed settings below, on `--slow-repeats` repeats. Finished lines of the output file are not run again.
+of the grid comes to on the test folds, so that one sees what choosing there would have given. Masked hard instance mining
+cannot be stacked: it trains fold by fold with the fixed settings below (marked *), on `--slow-repeats` repeats; `single-…` is
+the plain network that it starts from. Finished lines of the output file are not run again.
 """
 
 from __future__ import annotations
@@ -75,7 +76,12 @@ GRIDS: dict[str, Grid] = {
 }
 """Settings of AdamW, the dropout and the factor on the widths that go with them; the number of steps is tuned too."""
 _WIDTHS = ("hidden", "attention_dim", "query_dim", "mlp_dim", "dim")
-SINGLE = {f"mhim-{name}": STACKED[name] for name in ("abmil", "dsmil")}
+SINGLE = {
+    f"{kind}-{name}": STACKED[name]
+    for kind in ("single", "mhim")
+    for name in ("abmil", "dsmil")
+}
+"""Trained one by one: the plain network, and the student of masked hard instance mining that starts from it."""
 FIXED = {
     "epochs": 12,
     "accumulate": 12,
@@ -277,13 +283,13 @@ def judge(
 
 
 def one_by_one(data: ClassicSet, method: str, repeats: int) -> dict:
-    """Accuracy per test fold of masked hard instance mining with the fixed settings, through the ordinary training tasks."""
+    """Accuracy per test fold with the fixed settings, through the ordinary training tasks."""
     folds = [(r, k) for r in range(repeats) for k in range(10)]
-    return {"folds": [mined(data, method, r, k) for r, k in folds]}
+    return {"folds": [alone(data, method, r, k) for r, k in folds]}
 
 
-def mined(data: ClassicSet, method: str, repeat: int, fold: int) -> float:
-    """Accuracy of a student on one test fold."""
+def alone(data: ClassicSet, method: str, repeat: int, fold: int) -> float:
+    """Accuracy of a plain network, or of the student that starts from it, on one test fold."""
     name, args, _ = SINGLE[method]
     train = data.folds[repeat] != fold
     bags = data.bags(data.standardised(train))
@@ -297,11 +303,14 @@ def mined(data: ClassicSet, method: str, repeat: int, fold: int) -> float:
     )
     plain = MilTask(spec, MilSpec(**FIXED), parts[0], None, ("0", "1"))
     fit_in_memory(plain, plain.settings)
-    settings = MhimSpec(**FIXED, **MASK)
-    weights = plain.aggregator.state_dict()
-    task = MhimTask(spec, settings, parts[0], None, ("0", "1"), weights)
-    fit_in_memory(task, settings)
-    right = predict(task.aggregator, parts[1]).argmax(1) == parts[1].labels
+    trained = plain.aggregator
+    if method.startswith("mhim"):
+        settings = MhimSpec(**FIXED, **MASK)
+        weights = trained.state_dict()
+        task = MhimTask(spec, settings, parts[0], None, ("0", "1"), weights)
+        fit_in_memory(task, settings)
+        trained = task.aggregator
+    right = predict(trained, parts[1]).argmax(1) == parts[1].labels
     return float(right.float().mean())
 
 
