@@ -7,7 +7,7 @@ with the best mean inner accuracy (ties: lower loss). The chosen setting is trai
 seeds, whose probabilities are averaged, and predicts the test fold once. Features are standardised on training bags.
 `--grid none` tunes nothing: one setting, fixed beforehand. `--hindsight` chooses nothing either: it prints what each setting
 of the grid comes to on the test folds, so that one sees what choosing there would have given. Masked hard instance mining
-cannot be stacked: it trains fold by fold with the fixed settings below (marked *), on `--slow-repeats` repeats; `single-…` is
+cannot be stacked: it trains fold by fold with the fixed settings below (marked *), on `--slow-repeats` repeats and in steps of `--window` bags; `single-…` is
 the plain network that it starts from. Finished lines of the output file are not run again.
 """
 
@@ -82,14 +82,12 @@ SINGLE = {
     for name in ("abmil", "dsmil")
 }
 """Trained one by one: the plain network, and the student of masked hard instance mining that starts from it."""
-FIXED = {
-    "epochs": 12,
-    "accumulate": 12,
-    "lr": 2e-3,
-    "optimizer": "adamw",
-    "weight_decay": 1e-2,
-    "patience": 0,
+FIXED = {"optimizer": "adamw", "weight_decay": 1e-2, "patience": 0}
+WINDOWS = {
+    12: {**FIXED, "accumulate": 12, "epochs": 12, "lr": 2e-3},
+    1: {**FIXED, "accumulate": 1, "epochs": 20, "lr": 5e-4},
 }
+"""Settings of the networks that are trained one by one, by the bags of a step."""
 MASK = {"high": 0.1, "random": 0.2, "momentum": 0.99, "alpha": 0.1}
 MEMBERS_AT_ONCE = 50
 """Bounds the memory."""
@@ -102,6 +100,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=[*STACKED, *SINGLE])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slow-repeats", type=int, default=1)
+    parser.add_argument("--window", type=int, choices=WINDOWS, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", choices=GRIDS, default="small")
     parser.add_argument("--hindsight", action="store_true")
@@ -127,13 +126,15 @@ def run_method(data: ClassicSet, method: str, args: argparse.Namespace) -> None:
     key = {"set": data.name, "method": method, "grid": args.grid, "repeats": repeats}
     if method in STACKED:
         key["seeds"] = args.seeds
+    else:
+        key["window"] = args.window
     if any(key.items() <= row.items() for row in read_rows(args.out)):
         return
     start = time.process_time()
     if method in STACKED:
         row = nested(data, method, repeats, args.seeds, GRIDS[args.grid])
     else:
-        row = one_by_one(data, method, repeats)
+        row = one_by_one(data, method, repeats, WINDOWS[args.window])
     row = key | row | {"processor_seconds": round(time.process_time() - start, 1)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps([*read_rows(args.out), row], indent=1))
@@ -143,7 +144,8 @@ def run_method(data: ClassicSet, method: str, args: argparse.Namespace) -> None:
 def is_asked(row: dict, args: argparse.Namespace) -> bool:
     """Whether a line was made with these settings: others are not averaged with it."""
     if row["method"] not in STACKED:
-        return row["repeats"] == args.slow_repeats
+        wanted = {"repeats": args.slow_repeats, "window": args.window}
+        return wanted.items() <= row.items()
     wanted = {"grid": args.grid, "repeats": args.repeats, "seeds": args.seeds}
     return wanted.items() <= row.items()
 
@@ -282,13 +284,13 @@ def judge(
     return (right & mask).sum(1) / count, (-np.log(true + 1e-9) * mask).sum(1) / count
 
 
-def one_by_one(data: ClassicSet, method: str, repeats: int) -> dict:
+def one_by_one(data: ClassicSet, method: str, repeats: int, fixed: dict) -> dict:
     """Accuracy per test fold with the fixed settings, through the ordinary training tasks."""
     folds = [(r, k) for r in range(repeats) for k in range(10)]
-    return {"folds": [alone(data, method, r, k) for r, k in folds]}
+    return {"folds": [alone(data, method, r, k, fixed) for r, k in folds]}
 
 
-def alone(data: ClassicSet, method: str, repeat: int, fold: int) -> float:
+def alone(data: ClassicSet, method: str, repeat: int, fold: int, fixed: dict) -> float:
     """Accuracy of a plain network, or of the student that starts from it, on one test fold."""
     name, args, _ = SINGLE[method]
     train = data.folds[repeat] != fold
@@ -301,11 +303,11 @@ def alone(data: ClassicSet, method: str, repeat: int, fold: int) -> float:
     spec = AggregatorSpec(
         name=name, in_dim=parts[0].dim, args={**args, "dropout": 0.25}
     )
-    plain = MilTask(spec, MilSpec(**FIXED), parts[0], None, ("0", "1"))
+    plain = MilTask(spec, MilSpec(**fixed), parts[0], None, ("0", "1"))
     fit_in_memory(plain, plain.settings)
     trained = plain.aggregator
     if method.startswith("mhim"):
-        settings = MhimSpec(**FIXED, **MASK)
+        settings = MhimSpec(**fixed, **MASK)
         weights = trained.state_dict()
         task = MhimTask(spec, settings, parts[0], None, ("0", "1"), weights)
         fit_in_memory(task, settings)
