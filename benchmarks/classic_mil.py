@@ -80,6 +80,12 @@ SINGLE = {
     f"{kind}-{name}": STACKED[name]
     for kind in ("single", "mhim")
     for name in ("abmil", "dsmil")
+} | {
+    "single-milbooster": (
+        "milbooster",
+        {**SMALL, "scales": 1, "clusters": 5},
+        "dropout",
+    )
 }
 """Trained one by one: the plain network, and the student of masked hard instance mining that starts from it."""
 FIXED = {"optimizer": "adamw", "weight_decay": 1e-2, "patience": 0}
